@@ -1,0 +1,48 @@
+"""The engine host's process: `python -m myna.actors.engine_host [--name NAME] [--noop]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+
+from myna.actors import config, process
+from myna.actors.config import Settings
+from myna.actors.messages import WorkerId
+from myna.actors.subjects import token
+from myna.actors.worker.backend import Backend, BackendDied
+from myna.actors.worker.noop import NoopBackend
+from myna.actors.worker.shell import Worker, WorkerFailed
+
+GRACE = 10.0
+"""Seconds that running calls get to end when the host is asked to stop; what is left goes on elsewhere."""
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="myna.actors.engine_host", description="Serve a model to a Myna scheduler.")
+    host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
+    parser.add_argument("--name", default=f"engine-{host}-{os.getpid()}", type=token, help="this worker's unique name")
+    parser.add_argument("--noop", action="store_true", help="no model: make words, for tests and measurements")
+    return parser.parse_args()
+
+
+def _backend(arguments: argparse.Namespace, settings: Settings) -> Backend:
+    if arguments.noop:
+        return NoopBackend()
+    from myna.actors.engine_host.backend import EngineBackend  # here, so that a no-op host loads no engine
+
+    return EngineBackend(settings)
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> None:
+    arguments = _arguments()
+    bus = await config.connect_bus(settings, arguments.name)
+    worker = Worker(bus, WorkerId(arguments.name), _backend(arguments, settings))
+    try:
+        await process.attend(worker.run(), worker.ready, stop, drain=worker.drain, grace=GRACE)
+    finally:
+        await bus.close()
+
+
+process.run("engine-host", _serve, expected=(WorkerFailed, BackendDied))

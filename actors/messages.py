@@ -1,0 +1,504 @@
+"""Every message on the wire, and nothing else: frozen, typed, tagged, versioned.
+
+A message is a MessagePack map whose key `t` names its class. Fields that have their default are left out, so a default never
+changes; unknown keys are ignored, so that a newer peer may add fields; a changed meaning needs a new class. Who speaks which
+version is said where peers meet (`protocol` in Open, Announce and Hello). `codec` turns bytes into these classes and back, and is the only border.
+
+Ids are subject tokens (`subjects.token` checks them), single-assignment and never reused.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, NewType
+
+from msgspec import Meta, Struct, field
+
+PROTOCOL = 1
+"""Version of this file's messages. Workers announce theirs; a scheduler refuses a worker of another major version."""
+
+Tenant = NewType("Tenant", str)
+SessionId = NewType("SessionId", str)
+VarId = NewType("VarId", str)
+CallId = NewType("CallId", str)
+WorkerId = NewType("WorkerId", str)
+Attempt = NewType("Attempt", int)
+"""One dispatch of one call, unique and growing: the scheduler's lease revision x 2^20 + a counter."""
+Lease = NewType("Lease", int)
+"""Revision of the leading scheduler's lease. Workers refuse a smaller one than they have seen."""
+
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+"""What an id looks like on the wire: one NATS subject token without wildcards."""
+
+
+class Frozen(Struct, frozen=True, kw_only=True, tag_field="t", omit_defaults=True):
+    """Base of all messages and their parts."""
+
+
+# --- What a call says -------------------------------------------------------------------------------------------------
+
+
+class ObjectiveKind(StrEnum):
+    """What the reader of a result cares for."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    TTFT = "ttft"
+    TPOT = "tpot"
+    DEADLINE = "deadline"
+
+
+class Objective(Frozen, tag="objective"):
+    """An objective; `seconds` is the deadline from the moment of asking, or the bound of ttft and tpot where given."""
+
+    kind: ObjectiveKind
+    seconds: Annotated[float, Meta(gt=0)] | None = None
+
+
+class Sampling(Frozen, tag="sampling"):
+    """How an output is drawn. Ranges are checked by whoever samples; None means the model's own default."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    max_tokens: int = 256
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+class TransformKind(StrEnum):
+    """Transforms of a value between two calls, applied where the value is published."""
+
+    STRIP = "strip"
+    FIRST_LINE = "first_line"
+    REGEX = "regex"
+    JSON_FIELD = "json_field"
+
+
+class Transform(Frozen, tag="transform"):
+    """One transform; `argument` is the pattern (its first group is kept) or the path of the field (`a.b.0`)."""
+
+    kind: TransformKind
+    argument: str = ""
+
+
+class StreamMode(StrEnum):
+    """`live`: chunks are published as they come. `buffered`: nothing is seen before the value is whole."""
+
+    LIVE = "live"
+    BUFFERED = "buffered"
+
+
+class FormatKind(StrEnum):
+    """What an output must look like."""
+
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    GRAMMAR = "grammar"
+
+
+class ResponseFormat(Frozen, tag="format"):
+    """A constraint on an output; `definition` is the schema, pattern, list of choices or grammar."""
+
+    kind: FormatKind
+    definition: Any = None
+
+
+class Text(Frozen, tag="text"):
+    """A constant part of a prompt."""
+
+    text: str
+
+
+class Input(Frozen, tag="input"):
+    """The value of a variable, or of several joined by `joiner`. `name` is the placeholder's, for messages to people."""
+
+    variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
+    joiner: str = "\n\n"
+    name: str = ""
+
+
+class Output(Frozen, tag="output"):
+    """A place where the model generates. `n > 1` variables are n siblings of one prompt; only the last output may have them."""
+
+    variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
+    name: str = ""
+    sampling: Sampling = Sampling()
+    transforms: tuple[Transform, ...] = ()
+    stream: StreamMode = StreamMode.LIVE
+    format: ResponseFormat | None = None
+
+
+Segment = Text | Input | Output
+
+
+class Message(Frozen, tag="message"):
+    """One turn of a conversation; a plain prompt is one message whose role is None."""
+
+    segments: tuple[Segment, ...]
+    role: str | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: Any = None
+
+
+class Tool(Frozen, tag="tool"):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str
+    description: str = ""
+    parameters: Any = None
+
+
+class ModelCall(Frozen, tag="model"):
+    """A call of a language model: one program in one context (fill, generate, fill, generate)."""
+
+    id: Id
+    messages: Annotated[tuple[Message, ...], Meta(min_length=1)]
+    function: str = ""
+    models: tuple[str, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = ""
+    objective: Objective | None = None
+    priority: int = 0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 2
+    cache_prefix: bool = True
+
+
+class Argument(Frozen, tag="argument"):
+    """An argument of a native call: variables by name, or a constant (any JSON value)."""
+
+    name: str
+    input: Input | None = None
+    constant: Any = None
+
+
+class NativeCall(Frozen, tag="native"):
+    """A call of a function that some agent serves by this name. Code is never shipped."""
+
+    id: Id
+    function: Annotated[str, Meta(min_length=1, max_length=200)]
+    variable: Id
+    arguments: tuple[Argument, ...] = ()
+    objective: Objective | None = None
+    priority: int = 0
+    retries: Annotated[int, Meta(ge=0, le=100)] = 2
+    stream: StreamMode = StreamMode.LIVE
+    transforms: tuple[Transform, ...] = ()
+
+
+Call = ModelCall | NativeCall
+
+
+# --- The log: a session's history, from any client to the scheduler ---------------------------------------------------
+
+
+class Open(Frozen, tag="open"):
+    """The first entry of a session. `lazy` sessions start only what is wanted. Expires after `ttl` idle seconds."""
+
+    protocol: int
+    lazy: bool = False
+    ttl: Annotated[float, Meta(gt=0, le=30 * 86400)] = 3600.0
+    priority: int = 0
+    name: str = ""
+
+
+class Declare(Frozen, tag="declare"):
+    """Variables made by hand: a client will set them, or a later call will produce them."""
+
+    variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
+
+
+class Submit(Frozen, tag="submit"):
+    """Calls; each may use variables that are known by then or produced by another call of the same entry."""
+
+    calls: Annotated[tuple[Call, ...], Meta(min_length=1)]
+
+
+class Want(Frozen, tag="want"):
+    """Somebody waits for these variables: starts them in a lazy session, and carries the objective."""
+
+    variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
+    objective: Objective | None = None
+
+
+class Cancel(Frozen, tag="cancel"):
+    """Cancels these calls and all that needs them; without calls, everything that is unfinished."""
+
+    calls: tuple[Id, ...] = ()
+    reason: str = ""
+
+
+class Close(Frozen, tag="close"):
+    """The last entry of a session: cancels what is unfinished and frees everything."""
+
+    reason: str = ""
+
+
+LogEntry = Open | Declare | Submit | Want | Cancel | Close
+
+
+# --- What a variable ends in ------------------------------------------------------------------------------------------
+
+
+class FinishReason(StrEnum):
+    """Why generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    SET = "set"  # by a client or an agent, not generated
+
+
+class Usage(Frozen, tag="usage"):
+    """Tokens that a call took: prompt (of which cached) and output."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+class TokenLogprob(Frozen, tag="logprob"):
+    """One generated token with its log-probability and the likeliest alternatives."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Value(Frozen, tag="value"):
+    """A variable's value. `tokens` are valid only with the tokenizer of digest `tokenizer`."""
+
+    text: str
+    json: Any = None
+    tokens: tuple[int, ...] = ()
+    tokenizer: str = ""
+    finish: FinishReason = FinishReason.SET
+    usage: Usage = Usage()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    model: str = ""
+    attempt: int = 0
+    call: str = ""
+
+
+class ErrorCode(StrEnum):
+    """The kinds of failure that a reader may see."""
+
+    INVALID_CALL = "invalid_call"
+    UNKNOWN_VARIABLE = "unknown_variable"
+    CYCLE = "cycle"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    INVALID_SAMPLING = "invalid_sampling"
+    TRANSFORM_FAILED = "transform_failed"
+    VALUE_TOO_LARGE = "value_too_large"
+    NATIVE_ERROR = "native_error"
+    NO_WORKER = "no_worker"
+    WORKER_LOST = "worker_lost"
+    ENGINE_ERROR = "engine_error"
+    SESSION_CLOSED = "session_closed"
+
+
+class Failure(Frozen, tag="failure"):
+    """A variable that will never have a value. `call` and `function` name the call that failed first."""
+
+    code: ErrorCode
+    message: str
+    call: str = ""
+    function: str = ""
+    variable: str = ""
+    retryable: bool = False
+    attempt: int = 0
+
+
+class Cancellation(Frozen, tag="cancelled"):
+    """A variable whose call was cancelled."""
+
+    reason: str = ""
+    call: str = ""
+
+
+Outcome = Value | Failure | Cancellation
+
+
+class Chunk(Frozen, tag="chunk"):
+    """Piece n of a variable's token stream. `text` is what readers see; `tokens` are what a later attempt goes on from."""
+
+    attempt: int
+    text: str
+    tokens: tuple[int, ...] = ()
+    last: bool = False
+    finish: FinishReason = FinishReason.STOP
+
+
+# --- The worker protocol: one for engines of every kind and for agents ------------------------------------------------
+
+
+class WorkerKind(StrEnum):
+    """What a worker is."""
+
+    ENGINE = "engine"
+    AGENT = "agent"
+
+
+class Running(Frozen, tag="running", array_like=True):
+    """A call that a worker holds."""
+
+    tenant: Id
+    session: Id
+    call: Id
+    attempt: int
+
+
+class Announce(Frozen, tag="announce"):
+    """A worker presents itself: on start, when its offer changes, and whenever a scheduler says hello."""
+
+    protocol: int
+    worker: Id
+    kind: WorkerKind
+    incarnation: str
+    serves: tuple[str, ...]
+    capacity: Annotated[int, Meta(ge=1)]
+    tokens: int | None = None
+    context_length: int | None = None
+    resumable: bool = False
+    draining: bool = False
+    tenant: Id | None = None
+    running: tuple[Running, ...] = ()
+
+
+class Beat(Frozen, tag="beat"):
+    """A worker lives, and holds these calls. One a second, whatever its model is doing."""
+
+    worker: Id
+    incarnation: str
+    running: tuple[Running, ...] = ()
+    load: dict[str, float] = field(default_factory=dict)
+
+
+class Leave(Frozen, tag="leave"):
+    """A worker goes for good, holding nothing."""
+
+    worker: Id
+    incarnation: str
+
+
+class Hello(Frozen, tag="hello"):
+    """A scheduler leads from now on; workers answer with an announcement."""
+
+    protocol: int
+    scheduler: Id
+    lease: int
+
+
+class Run(Frozen, tag="run"):
+    """Run this call. All its inputs have values; the worker reads them itself."""
+
+    tenant: Id
+    session: Id
+    call: Call
+    attempt: int
+    lease: int
+    resume: bool = False
+
+
+class Stop(Frozen, tag="stop"):
+    """Stop running this attempt of a call; its chunks may stay."""
+
+    tenant: Id
+    session: Id
+    call: Id
+    attempt: int
+    lease: int
+
+
+class Drain(Frozen, tag="drain"):
+    """Take no new calls, finish what runs, then leave."""
+
+    lease: int
+
+
+class EventKind(StrEnum):
+    """What happened to an attempt."""
+
+    STARTED = "started"
+    FINISHED = "finished"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+class Event(Frozen, tag="event"):
+    """A worker tells how an attempt fares. `finished`: every output's value is stored. `refused`: it was never begun."""
+
+    worker: Id
+    kind: EventKind
+    tenant: Id
+    session: Id
+    call: Id
+    attempt: int
+    failure: Failure | None = None
+    usage: Usage = Usage()
+
+
+WorkerMessage = Announce | Beat | Leave | Event
+SchedulerMessage = Hello | Run | Stop | Drain
+
+
+# --- Questions to a scheduler -----------------------------------------------------------------------------------------
+
+
+class Alive(Frozen, tag="alive"):
+    """A client still holds its session: not logged, only keeps the session from expiring."""
+
+
+class StatusRequest(Frozen, tag="status?"):
+    """Asks the leading scheduler what it sees."""
+
+
+class WorkerStatus(Frozen, tag="worker-status"):
+    """One worker as the scheduler sees it."""
+
+    worker: Id
+    kind: WorkerKind
+    serves: tuple[str, ...]
+    capacity: int
+    running: int
+    draining: bool
+    silent_seconds: float
+
+
+class SessionStatus(Frozen, tag="session-status"):
+    """One open session as the scheduler sees it."""
+
+    tenant: Id
+    session: Id
+    name: str
+    calls: int
+    waiting: int
+    ready: int
+    running: int
+    done: int
+
+
+class Status(Frozen, tag="status"):
+    """The answer: who leads, workers, open sessions, and how many ready calls wait for a worker."""
+
+    scheduler: Id
+    lease: int
+    workers: tuple[WorkerStatus, ...]
+    sessions: tuple[SessionStatus, ...]
+    queued: int
+    rejected: int = 0
+
+
+AnyMessage = LogEntry | Outcome | Chunk | WorkerMessage | SchedulerMessage | Alive | StatusRequest | Status

@@ -1,0 +1,51 @@
+"""How outcomes travel: the headers beside a body, so that a scheduler can follow values without reading them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from enum import StrEnum
+
+from myna.actors import codec, subjects
+from myna.actors.messages import Cancellation, Failure, Outcome, Value
+
+
+class OutcomeStatus(StrEnum):
+    """How a variable ended."""
+
+    VALUE = "value"
+    FAILURE = "failure"
+    CANCELLED = "cancelled"
+
+
+def status_of(outcome: Outcome) -> OutcomeStatus:
+    """How `outcome` ends a variable."""
+    match outcome:
+        case Value():
+            return OutcomeStatus.VALUE
+        case Failure():
+            return OutcomeStatus.FAILURE
+        case Cancellation():
+            return OutcomeStatus.CANCELLED
+
+
+def pack(outcome: Outcome) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of an outcome. Raises `codec.TooLarge`."""
+    body = codec.encode(outcome)
+    attempt = 0 if isinstance(outcome, Cancellation) else outcome.attempt
+    return body, {
+        subjects.STATUS_HEADER: status_of(outcome).value,
+        subjects.ATTEMPT_HEADER: str(attempt),
+        subjects.SIZE_HEADER: str(len(body)),
+        subjects.DIGEST_HEADER: hashlib.blake2b(body, digest_size=16).hexdigest(),
+    }
+
+
+def read_headers(headers: Mapping[str, str]) -> tuple[OutcomeStatus, int]:
+    """Status and attempt from headers. Writers in other languages may leave them out: then it is a value of attempt 0."""
+    try:
+        status = OutcomeStatus(headers.get(subjects.STATUS_HEADER, OutcomeStatus.VALUE.value))
+        attempt = int(headers.get(subjects.ATTEMPT_HEADER, "0"))
+    except ValueError:
+        return OutcomeStatus.VALUE, 0
+    return status, max(attempt, 0)

@@ -1,0 +1,23 @@
+"""The scheduler's process: `python -m myna.actors.scheduler [NAME]`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from myna.actors import config, process
+from myna.actors.config import Settings
+from myna.actors.scheduler.shell import Scheduler, SchedulerFailed
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "scheduler"
+    bus = await config.connect_bus(settings, name)
+    scheduler = Scheduler(bus, name)
+    try:
+        await process.attend(scheduler.run(), scheduler.leading, stop)
+    finally:
+        await bus.close()
+
+
+process.run("scheduler", _serve, expected=(SchedulerFailed,))

@@ -1,0 +1,78 @@
+"""What can happen to a scheduler. Time enters with the event: `now` is monotonic seconds of the scheduler's own clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from myna.actors.messages import (
+    Announce,
+    Beat,
+    Event,
+    Failure,
+    Leave,
+    LogEntry,
+    SessionId,
+    Tenant,
+    VarId,
+)
+from myna.actors.outcomes import OutcomeStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Led:
+    """This scheduler holds the lease of revision `lease`, and has read the streams to their ends."""
+
+    scheduler: str
+    lease: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """An entry of a session's log."""
+
+    tenant: Tenant
+    session: SessionId
+    entry: LogEntry
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The values' stream holds an outcome of a variable. `failure` is the whole of it where the status is failure."""
+
+    tenant: Tenant
+    session: SessionId
+    variable: VarId
+    status: OutcomeStatus
+    attempt: int
+    now: float
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A worker spoke."""
+
+    message: Announce | Beat | Event | Leave
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """A client still holds its session."""
+
+    tenant: Tenant
+    session: SessionId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed. `healthy`: the bus is there; while it is not, silence proves nothing about workers."""
+
+    now: float
+    healthy: bool = True
+
+
+SchedulerEvent = Led | Logged | Ended | Heard | Touched | Tick

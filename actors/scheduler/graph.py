@@ -1,0 +1,390 @@
+"""The graph of one session: variables, calls, and what follows when a variable ends.
+
+Law: a variable ends only when the values' stream says so (`ended`); everything else decides what to ask for. The graph knows no
+workers and no clock. `check()` states its invariants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from myna.actors.messages import (
+    Call,
+    CallId,
+    Cancellation,
+    ErrorCode,
+    Failure,
+    ModelCall,
+    Output,
+    VarId,
+    WorkerId,
+)
+from myna.actors.outcomes import OutcomeStatus
+from myna.actors.program import inputs_of, outputs_of, placeholder_of
+
+
+class CallState(StrEnum):
+    """Where a call stands: WAITING -> READY -> RUNNING (-> READY again, for another try) -> ENDED; any -> ENDING -> ENDED."""
+
+    WAITING = "waiting"  # for inputs, or, in a lazy session, for somebody who wants it
+    READY = "ready"
+    RUNNING = "running"
+    ENDING = "ending"  # its outputs' failure or cancellation is on its way to the stream
+    ENDED = "ended"  # every output has an outcome
+
+
+@dataclass(slots=True, eq=False)
+class CallNode:
+    """A call of the graph and where it stands."""
+
+    id: CallId
+    spec: Call | None  # None once ended: nobody needs the text any more
+    function: str
+    outputs: tuple[VarId, ...]
+    missing: int
+    unended: int
+    state: CallState = CallState.WAITING
+    wanted: bool = False
+    worker: WorkerId | None = None
+    attempt: int = 0
+    tries: int = 0
+    since: float = 0.0
+    outcome: Failure | Cancellation | None = None
+    session: SessionGraph | None = None
+
+
+@dataclass(slots=True, eq=False)
+class VarNode:
+    """A variable of the graph. `known`: the log has declared it or named its producer."""
+
+    id: VarId
+    producer: CallNode | None = None
+    consumers: list[CallNode] = field(default_factory=list)
+    known: bool = False
+    wanted: bool = False
+    status: OutcomeStatus | None = None
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class Effects:
+    """What follows from a change: calls that may run, calls to stop, outcomes to publish, calls that have ended."""
+
+    ready: list[CallNode] = field(default_factory=list)
+    halted: list[CallNode] = field(default_factory=list)
+    doomed: list[tuple[VarId, Failure | Cancellation]] = field(default_factory=list)
+    ended: list[CallNode] = field(default_factory=list)
+
+
+class SessionGraph:
+    """All calls and variables of one session."""
+
+    def __init__(self, *, lazy: bool = False) -> None:
+        self.lazy = lazy
+        self.variables: dict[VarId, VarNode] = {}
+        self.calls: dict[CallId, CallNode] = {}
+        self.unfinished = 0
+
+    # --- what the log says ---
+
+    def declare(self, variables: Iterable[VarId]) -> None:
+        """Variables made by hand become known."""
+        for variable in variables:
+            self._variable(variable).known = True
+
+    def submit(self, calls: Sequence[Call]) -> Effects:
+        """Add calls. One that is invalid ends in a failure of its outputs that names the culprit; the others stand."""
+        effects = Effects()
+        fresh = [c for c in calls if CallId(c.id) not in self.calls]
+        produced = {v for c in fresh for v in outputs_of(c)}
+        added: list[CallNode] = []
+        for call in fresh:
+            if CallId(call.id) in self.calls:
+                continue  # twice in one entry
+            failure = self._flaw(call, produced)
+            if failure is not None:
+                self._refuse(call, failure, effects)
+            else:
+                added.append(self._add(call))
+        self._break_cycles(added, effects)
+        for node in added:
+            self._settle(node, effects)
+        return effects
+
+    def want(self, variables: Iterable[VarId]) -> Effects:
+        """Somebody waits for these: in a lazy session their calls, and all that those need, may start. A variable that the log
+        has not named yet is declared by it, so that it ends with the session at the latest."""
+        effects = Effects()
+        stack = list(variables)
+        self.declare(stack)
+        while stack:
+            variable = self._variable(stack.pop())
+            variable.wanted = True
+            call = variable.producer
+            if call is None or call.wanted or call.spec is None:
+                continue
+            call.wanted = True
+            self._make_ready(call, effects)
+            stack.extend(inputs_of(call.spec))
+        return effects
+
+    def cancel(self, calls: Iterable[CallId], reason: str) -> Effects:
+        """Cancel calls; what needs their results is cancelled when the stream has taken the cancellations."""
+        effects = Effects()
+        for call_id in calls:
+            call = self.calls.get(call_id)
+            if call is not None and call.state not in (CallState.ENDING, CallState.ENDED):
+                self._end(call, Cancellation(reason=reason, call=call.id), effects)
+        return effects
+
+    def close(self, reason: str) -> Effects:
+        """Cancel every call that is unfinished and every variable that nobody has set."""
+        effects = self.cancel([c.id for c in self.calls.values()], reason)
+        doomed = {variable for variable, _ in effects.doomed}
+        for node in self.variables.values():
+            if node.status is None and node.id not in doomed and node.producer is None:
+                effects.doomed.append((node.id, Cancellation(reason=reason)))
+        return effects
+
+    # --- what the values' stream says ---
+
+    def ended(self, variable: VarId, status: OutcomeStatus, failure: Failure | None = None) -> Effects:
+        """A variable has its outcome. Idempotent."""
+        effects = Effects()
+        node = self._variable(variable)
+        if node.status is not None:
+            return effects
+        node.status, node.failure = status, failure
+        if node.producer is not None:
+            self._output_ended(node.producer, effects)
+        for call in node.consumers:
+            self._input_ended(call, node, effects)
+        node.consumers = []
+        return effects
+
+    # --- what workers say ---
+
+    def fail(self, call: CallNode, failure: Failure) -> Effects:
+        """A call can't be computed: its outputs that have no outcome yet fail."""
+        effects = Effects()
+        if call.state not in (CallState.ENDING, CallState.ENDED):
+            self._end(call, failure, effects)
+        return effects
+
+    # --- inside ---
+
+    def _variable(self, variable: VarId) -> VarNode:
+        node = self.variables.get(variable)
+        if node is None:
+            node = self.variables[variable] = VarNode(variable)
+        return node
+
+    def _flaw(self, call: Call, produced: set[VarId]) -> Failure | None:
+        outputs = outputs_of(call)
+        where = f"call {call.id!r}" + (f" of function {call.function!r}" if call.function else "")
+        if not outputs:
+            return _invalid(call, f"{where} has no output")
+        if len(set(outputs)) != len(outputs):
+            return _invalid(call, f"{where} names one output variable twice: {', '.join(sorted(outputs))}")
+        for variable in outputs:
+            node = self.variables.get(variable)
+            if node is not None and node.producer is not None:
+                return _invalid(call, f"{where} would produce {variable!r}, which call {node.producer.id!r} produces")
+        if isinstance(call, ModelCall):
+            groups = [s for m in call.messages for s in m.segments if isinstance(s, Output)]
+            if any(len(s.variables) > 1 for s in groups[:-1]):
+                return _invalid(call, f"{where}: only the last output may have several variables (n > 1)")
+        for variable in inputs_of(call):
+            known = self.variables.get(variable)
+            if variable not in produced and (known is None or not known.known):
+                return Failure(
+                    code=ErrorCode.UNKNOWN_VARIABLE,
+                    message=f"{where}: input {placeholder_of(call, variable)!r} is variable {variable!r}, which this session "
+                    "does not know; declare it, or submit the call that produces it, first",
+                    call=call.id,
+                    function=call.function,
+                    variable=variable,
+                )
+        return None
+
+    def _refuse(self, call: Call, failure: Failure, effects: Effects) -> None:
+        mine = tuple(v for v in dict.fromkeys(outputs_of(call)) if self._variable(v).producer is None)
+        node = CallNode(CallId(call.id), None, call.function, mine, 0, 0, session=self)
+        self.calls[node.id] = node
+        self._own(node)
+        if node.unended:
+            self._end(node, failure, effects)
+        else:
+            node.state = CallState.ENDED
+
+    def _own(self, node: CallNode) -> None:
+        for output in node.outputs:
+            variable = self._variable(output)
+            variable.known, variable.producer = True, node
+            node.unended += variable.status is None
+        self.unfinished += node.unended > 0
+
+    def _add(self, call: Call) -> CallNode:
+        node = CallNode(CallId(call.id), call, call.function, outputs_of(call), 0, 0, session=self)
+        self.calls[node.id] = node
+        self._own(node)
+        for variable in dict.fromkeys(inputs_of(call)):
+            source = self._variable(variable)
+            if source.status is not OutcomeStatus.VALUE:
+                node.missing += 1
+            if source.status is None:
+                source.consumers.append(node)
+        return node
+
+    def _break_cycles(self, added: Sequence[CallNode], effects: Effects) -> None:
+        """Fail the added calls that need their own result. Removing them breaks every cycle, since the graph had none before."""
+        cyclic = _on_cycles({c: self._consumers(c) for c in self._reach(added)})
+        for node in added:
+            if node in cyclic:
+                chain = " -> ".join(repr(c.id) for c in _walk(node, cyclic))
+                failure = Failure(
+                    code=ErrorCode.CYCLE,
+                    message=f"call {node.id!r} waits for its own result: {chain}; take one of these calls out",
+                    call=node.id,
+                    function=node.function,
+                )
+                self._end(node, failure, effects)
+
+    def _consumers(self, call: CallNode) -> list[CallNode]:
+        return [consumer for output in call.outputs for consumer in self.variables[output].consumers]
+
+    def _reach(self, start: Sequence[CallNode]) -> set[CallNode]:
+        """All calls downstream of `start`. Cheap for most: a new output has no consumers but those of its own entry."""
+        seen = set(start)
+        stack = list(start)
+        while stack:
+            for consumer in self._consumers(stack.pop()):
+                if consumer not in seen:
+                    seen.add(consumer)
+                    stack.append(consumer)
+        return seen
+
+    def _settle(self, node: CallNode, effects: Effects) -> None:
+        if node.spec is None or node.state is not CallState.WAITING:
+            return
+        for variable in dict.fromkeys(inputs_of(node.spec)):
+            source = self.variables[variable]
+            if source.status in (OutcomeStatus.FAILURE, OutcomeStatus.CANCELLED):
+                self._end(node, _inherited(source), effects)
+                return
+        if node.unended == 0:
+            self._finish(node, effects)
+        elif not self.lazy:
+            node.wanted = True
+            self._make_ready(node, effects)
+        elif any(self.variables[o].wanted for o in node.outputs):
+            effects.ready += self.want(node.outputs).ready
+
+    def _make_ready(self, call: CallNode, effects: Effects) -> None:
+        if call.state is CallState.WAITING and call.missing == 0 and call.wanted and call.unended:
+            call.state = CallState.READY
+            effects.ready.append(call)
+
+    def _input_ended(self, call: CallNode, source: VarNode, effects: Effects) -> None:
+        if source.status is OutcomeStatus.VALUE:
+            call.missing -= 1
+            self._make_ready(call, effects)
+        elif call.state is CallState.WAITING:
+            self._end(call, _inherited(source), effects)
+
+    def _output_ended(self, call: CallNode, effects: Effects) -> None:
+        call.unended -= 1
+        if call.unended == 0 and call.state is not CallState.ENDED:
+            self._finish(call, effects)
+
+    def _finish(self, call: CallNode, effects: Effects) -> None:
+        if call.state is CallState.RUNNING:
+            effects.ended.append(call)
+        call.state = CallState.ENDED
+        call.spec = call.outcome = None
+        self.unfinished -= 1
+
+    def _end(self, call: CallNode, outcome: Failure | Cancellation, effects: Effects) -> None:
+        if call.state is CallState.RUNNING:
+            effects.halted.append(call)
+        call.state, call.outcome = CallState.ENDING, outcome
+        effects.doomed += [(o, outcome) for o in call.outputs if self.variables[o].status is None]
+
+    def check(self) -> None:
+        """Raise AssertionError if the graph contradicts itself."""
+        live = 0
+        for call in self.calls.values():
+            unended = sum(self.variables[o].status is None for o in call.outputs)
+            assert call.unended == unended, (
+                f"{call.id}: counts {call.unended} outputs without an outcome, has {unended}"
+            )
+            assert (call.state is CallState.ENDED) == (unended == 0), f"{call.id}: {call.state}, {unended} outputs open"
+            live += unended > 0
+            assert (call.worker is not None) == (call.state is CallState.RUNNING), (
+                f"{call.id}: {call.state} on {call.worker}"
+            )
+            if call.spec is not None and call.state in (CallState.WAITING, CallState.READY, CallState.RUNNING):
+                missing = sum(self.variables[v].status is not OutcomeStatus.VALUE for v in set(inputs_of(call.spec)))
+                assert call.missing == missing, (
+                    f"{call.id}: counts {call.missing} inputs without a value, has {missing}"
+                )
+                assert call.state is CallState.WAITING or missing == 0, f"{call.id}: {call.state} without its inputs"
+        assert live == self.unfinished, f"{self.unfinished} unfinished calls counted, {live} found"
+        for variable in self.variables.values():
+            assert variable.status is None or not variable.consumers, f"{variable.id} has ended and keeps consumers"
+
+
+def _on_cycles(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:
+    """What is left of a graph when everything that is on no cycle, and between none, has been peeled off."""
+    for _ in range(2):
+        edges = _reversed(_peel(edges))
+    return edges
+
+
+def _peel(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:
+    """Take away, as long as there are any, the nodes without incoming edges."""
+    incoming = dict.fromkeys(edges, 0)
+    for targets in edges.values():
+        for target in targets:
+            incoming[target] += 1
+    bare = [node for node, count in incoming.items() if count == 0]
+    while bare:
+        node = bare.pop()
+        del incoming[node]
+        for target in edges[node]:
+            incoming[target] -= 1
+            if incoming[target] == 0:
+                bare.append(target)
+    return {node: [t for t in edges[node] if t in incoming] for node in incoming}
+
+
+def _reversed(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:
+    result: dict[CallNode, list[CallNode]] = {node: [] for node in edges}
+    for node, targets in edges.items():
+        for target in targets:
+            result[target].append(node)
+    return result
+
+
+def _walk(start: CallNode, edges: dict[CallNode, list[CallNode]], most: int = 12) -> list[CallNode]:
+    """A way along `edges` from `start` until it meets itself."""
+    path = [start]
+    while len(path) < most:
+        path.append(edges[path[-1]][0])
+        if path[-1] in path[:-1]:
+            break
+    return path
+
+
+def _invalid(call: Call, message: str) -> Failure:
+    return Failure(code=ErrorCode.INVALID_CALL, message=message, call=call.id, function=call.function)
+
+
+def _inherited(source: VarNode) -> Failure | Cancellation:
+    """What a call ends in whose input `source` has no value: the first failure, unchanged, so that it names its origin."""
+    if source.status is OutcomeStatus.CANCELLED or source.failure is None:
+        origin = source.producer.id if source.producer else ""
+        return Cancellation(reason=f"its input {source.id!r} was cancelled", call=origin)
+    return source.failure

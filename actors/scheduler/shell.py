@@ -1,0 +1,296 @@
+"""The scheduler's thin shell: bus messages in as events, the core's commands out. It decides nothing.
+
+One mailbox, one task that reads it. Outcomes, closes and purges of one session are published in order by that session's outbox,
+which waits for the stream as long as it takes, while the mailbox goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, assert_never
+
+import structlog
+
+from myna.actors import codec, outcomes, subjects
+from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery, Stored, Unavailable
+from myna.actors.codec import WireError
+from myna.actors.messages import (
+    Announce,
+    Beat,
+    ErrorCode,
+    Event,
+    Failure,
+    Leave,
+    LogEntry,
+    Outcome,
+    StatusRequest,
+    WorkerId,
+)
+from myna.actors.outcomes import OutcomeStatus
+from myna.actors.scheduler.commands import (
+    AppendClose,
+    Command,
+    Dispatch,
+    EndVariable,
+    Halt,
+    PurgeSession,
+    SayHello,
+)
+from myna.actors.scheduler.core import SchedulerCore, SessionKey
+from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Touched
+from myna.actors.scheduler.lease import Leadership
+from myna.actors.subjects import FromWorker, InvalidName, ToWorker
+
+log = structlog.get_logger(__name__)
+
+TICK = 0.5
+"""Seconds between two ticks."""
+MAILBOX = 20_000
+"""Events that may wait. Beyond, subscriptions fill up, and then the actor fails: nothing is dropped silently."""
+RETRY = 0.5
+"""Seconds between two tries to publish what must be published."""
+
+_Stored = EndVariable | AppendClose | PurgeSession
+
+
+class SchedulerFailed(Exception):
+    """The scheduler can't go on and must be started again; its state is in the streams."""
+
+
+class Scheduler:
+    """One scheduler process's actor."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self._bus = bus
+        self._name = name
+        self._core = SchedulerCore()
+        self._mailbox: asyncio.Queue[SchedulerEvent] = asyncio.Queue(MAILBOX)
+        self._outboxes: dict[SessionKey, deque[_Stored]] = {}
+        self._tasks: asyncio.TaskGroup
+        self._failed: asyncio.Future[None]
+        self.rejected = 0
+        self.leading = asyncio.Event()
+
+    async def run(self) -> None:
+        """Wait for the lease, rebuild, lead; until cancelled. Raises `LeaseLost` or `SchedulerFailed` where it can't go on."""
+        self._failed = asyncio.get_running_loop().create_future()
+        await self._ensure_streams()
+        leadership = await Leadership.acquire(self._bus, self._name)
+        log.info("leading", scheduler=self._name, lease=leadership.term)
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(leadership.keep())
+                self._tasks.create_task(self._watch())
+                self._tasks.create_task(self._serve())
+                await self._rebuild()
+                await self._listen()
+                await self._mailbox.put(Led(self._name, leadership.term, self._now()))
+                self._tasks.create_task(self._tick())
+        except* BusError as errors:
+            raise errors.exceptions[0] from None
+        except* SchedulerFailed as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await leadership.release()
+
+    # --- start ---
+
+    async def _ensure_streams(self) -> None:
+        while True:
+            try:
+                return await self._bus.ensure(subjects.STREAMS)
+            except Unavailable as error:
+                log.warning("the streams are not there yet", reason=str(error))
+                await asyncio.sleep(RETRY)
+
+    async def _rebuild(self) -> None:
+        """Fold the log, then the values' headers, into the core. Both are followed for ever after."""
+        for stream, handler, headers_only in (
+            (subjects.LOG, self._on_log, False),
+            (subjects.VALUES, self._on_value, True),
+        ):
+            done = asyncio.Event()
+
+            async def caught_up(done: asyncio.Event = done) -> None:
+                done.set()
+
+            await self._bus.follow(
+                stream, handler, headers_only=headers_only, caught_up=caught_up, on_error=self._on_error
+            )
+            await done.wait()
+
+    async def _listen(self) -> None:
+        await self._bus.subscribe(subjects.FROM_WORKERS, self._on_worker, on_error=self._on_error)
+        await self._bus.subscribe(subjects.ALIVE_ALL, self._on_alive, on_error=self._on_error)
+        await self._bus.subscribe(subjects.STATUS, self._on_status, on_error=self._on_error)
+
+    # --- events ---
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _on_error(self, error: BusError) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(SchedulerFailed(f"a mailbox of scheduler {self._name!r} failed: {error}"))
+
+    async def _watch(self) -> None:
+        await self._failed
+
+    def _reject(self, subject: str, error: Exception) -> None:
+        self.rejected += 1
+        log.warning("a message was not understood", subject=subject, reason=str(error), rejected=self.rejected)
+
+    async def _on_log(self, stored: Stored) -> None:
+        try:
+            address = subjects.parse(stored.subject)
+            entry: LogEntry = codec.decode(stored.data, LogEntry)
+        except (WireError, InvalidName) as error:
+            self._reject(stored.subject, error)
+            return
+        await self._mailbox.put(Logged(address.tenant, address.session, entry, self._now()))
+
+    async def _on_value(self, stored: Stored) -> None:
+        try:
+            address = subjects.parse(stored.subject)
+        except InvalidName as error:
+            self._reject(stored.subject, error)
+            return
+        if address.variable is None:
+            return
+        status, attempt = outcomes.read_headers(stored.headers)
+        failure = await self._failure(stored.subject) if status is OutcomeStatus.FAILURE else None
+        event = Ended(address.tenant, address.session, address.variable, status, attempt, self._now(), failure)
+        await self._mailbox.put(event)
+
+    async def _failure(self, subject: str) -> Failure:
+        """The whole of a failure: rare, and its text goes down the graph."""
+        try:
+            stored = await self._bus.get(subjects.VALUES, subject)
+            if stored is not None:
+                return codec.decode(stored.data, Failure)
+        except (WireError, BusError) as error:
+            self._reject(subject, error)
+        return Failure(code=ErrorCode.ENGINE_ERROR, message="it failed, and the reason could not be read")
+
+    async def _on_worker(self, delivery: Delivery) -> None:
+        kinds: dict[str, type[Announce | Beat | Event | Leave]] = {
+            FromWorker.ANNOUNCE: Announce,
+            FromWorker.BEAT: Beat,
+            FromWorker.EVENT: Event,
+            FromWorker.LEAVE: Leave,
+        }
+        _, worker, leaf = delivery.subject.split(".")
+        kind = kinds.get(leaf)
+        if kind is None:
+            self._reject(delivery.subject, WireError(f"no worker's message is called {leaf!r}"))
+            return
+        try:
+            message: Any = codec.decode(delivery.data, kind)
+        except WireError as error:
+            self._reject(delivery.subject, error)
+            return
+        if message.worker != worker:
+            self._reject(delivery.subject, WireError(f"worker {worker!r} speaks as {message.worker!r}"))
+            return
+        await self._mailbox.put(Heard(message, self._now()))
+
+    async def _on_alive(self, delivery: Delivery) -> None:
+        try:
+            address = subjects.parse(delivery.subject)
+        except InvalidName as error:
+            self._reject(delivery.subject, error)
+            return
+        await self._mailbox.put(Touched(address.tenant, address.session, self._now()))
+
+    async def _on_status(self, delivery: Delivery) -> None:
+        if delivery.reply is None:
+            return
+        try:
+            codec.decode(delivery.data, StatusRequest)
+        except WireError as error:
+            self._reject(delivery.subject, error)
+        await self._bus.publish(delivery.reply, codec.encode(self._core.status(self._now(), self.rejected)))
+
+    async def _tick(self) -> None:
+        while True:
+            await self._mailbox.put(Tick(self._now(), healthy=self._bus.connected))
+            await asyncio.sleep(TICK)
+
+    # --- commands ---
+
+    async def _serve(self) -> None:
+        while True:
+            event = await self._mailbox.get()
+            try:
+                commands = self._core.handle(event)
+            except Exception:
+                log.exception("the core failed on an event, which was skipped", event=repr(event)[:500])
+                continue
+            for command in commands:
+                await self._execute(command)
+            if isinstance(event, Led):
+                self.leading.set()
+
+    async def _execute(self, command: Command) -> None:
+        match command:
+            case SayHello(hello=hello):
+                await self._send(subjects.HELLO, codec.encode(hello))
+            case Dispatch(worker=worker, run=run):
+                await self._tell(worker, ToWorker.RUN, codec.encode(run))
+            case Halt(worker=worker, stop=stop):
+                await self._tell(worker, ToWorker.STOP, codec.encode(stop))
+            case EndVariable() | AppendClose() | PurgeSession():
+                self._put_out(command)
+            case _:
+                assert_never(command)
+
+    async def _tell(self, worker: WorkerId, leaf: ToWorker, data: bytes) -> None:
+        await self._send(subjects.to_worker(worker, leaf), data)
+
+    async def _send(self, subject: str, data: bytes) -> None:
+        """Send at most once: what is lost shows in the next beats."""
+        try:
+            await self._bus.publish(subject, data)
+        except BusError as error:
+            log.warning("not sent", subject=subject, reason=str(error))
+
+    def _put_out(self, command: _Stored) -> None:
+        key = (command.tenant, command.session)
+        outbox = self._outboxes.get(key)
+        if outbox is None:
+            outbox = self._outboxes[key] = deque()
+            self._tasks.create_task(self._empty(key, outbox))
+        outbox.append(command)
+
+    async def _empty(self, key: SessionKey, outbox: deque[_Stored]) -> None:
+        while outbox:
+            try:
+                await self._store(outbox[0])
+            except Unavailable as error:
+                log.warning("not stored yet", session=key[1], reason=str(error))
+                await asyncio.sleep(RETRY)
+                continue
+            except (BusError, WireError) as error:
+                log.error("could not be stored", session=key[1], reason=str(error))
+            outbox.popleft()
+        del self._outboxes[key]
+
+    async def _store(self, command: _Stored) -> None:
+        match command:
+            case EndVariable(tenant, session, variable, outcome):
+                await self._end(subjects.write(tenant, session, variable), outcome)
+            case AppendClose(tenant, session, close):
+                await self._bus.append(subjects.log(tenant, session), codec.encode(close))
+            case PurgeSession(tenant, session):
+                for stream in (subjects.VALUES, subjects.CHUNKS, subjects.LOG):
+                    await self._bus.purge(stream, subjects.of_session(tenant, session))
+            case _:
+                assert_never(command)
+
+    async def _end(self, subject: str, outcome: Outcome) -> None:
+        data, headers = outcomes.pack(outcome)
+        try:
+            await self._bus.append(subject, data, headers=headers)
+        except AlreadyAssigned:
+            log.debug("a value came first", subject=subject)

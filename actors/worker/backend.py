@@ -1,0 +1,136 @@
+"""What does a worker's work: the seam between the worker actor and an engine process, a no-op engine, or agent functions.
+
+A backend never blocks the event loop. It tells what it makes through the `report` given to `start`, in order, one report at a
+time for one output: any number of `Produced`, then one `OutputEnded`; at last one `JobEnded`. Or `JobFailed`, at any moment.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from myna.actors.messages import (
+    Call,
+    CallId,
+    Failure,
+    FinishReason,
+    SessionId,
+    Tenant,
+    TokenLogprob,
+    Usage,
+    Value,
+    VarId,
+    WorkerKind,
+)
+
+RunKey = tuple[Tenant, SessionId, CallId, int]
+"""One attempt of one call; the last member is the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a backend can do: see `messages.Announce`."""
+
+    kind: WorkerKind
+    serves: tuple[str, ...]
+    capacity: int
+    tokens: int | None = None
+    context_length: int | None = None
+    resumable: bool = False
+    tenant: Tenant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What earlier attempts have published of an output: go on after it. `ended`: there is nothing left to generate."""
+
+    text: str
+    tokens: tuple[int, ...]
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt, with the values of its inputs and what is already published of its outputs."""
+
+    key: RunKey
+    call: Call
+    inputs: Mapping[VarId, Value]
+    resumed: Mapping[VarId, Resumed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """More of an output: text that readers may see, and the tokens generated so far that readers have not been told of."""
+
+    key: RunKey
+    variable: VarId
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputEnded:
+    """An output is whole. `json` is its parsed form, where it has one; `model` and `tokenizer` describe the tokens."""
+
+    key: RunKey
+    variable: VarId
+    finish: FinishReason
+    usage: Usage = Usage()
+    json: Any = None
+    model: str = ""
+    tokenizer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """Nothing more comes of this attempt."""
+
+    key: RunKey
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """This attempt failed; the scheduler decides what follows."""
+
+    key: RunKey
+    failure: Failure
+
+
+Report = Produced | OutputEnded | JobEnded | JobFailed
+Reporter = Callable[[Report], None]
+
+
+class BackendDied(Exception):
+    """The backend can't go on: the worker leaves, and its supervisor starts it again."""
+
+
+class Backend(ABC):
+    """Does a worker's work."""
+
+    @abstractmethod
+    async def start(self, report: Reporter) -> Offer:
+        """Get ready; returns what is offered. Raises `BackendDied` with the reason if that fails."""
+
+    @abstractmethod
+    def run(self, job: Job) -> None:
+        """Begin an attempt. Returns at once."""
+
+    @abstractmethod
+    def cancel(self, key: RunKey) -> None:
+        """Stop an attempt, if it runs; nothing need be reported of it any more."""
+
+    @abstractmethod
+    async def wait(self) -> None:
+        """Return or raise `BackendDied` when the backend has ended of itself; until then, wait."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End everything, bounded in time. Idempotent."""
+
+    def load(self) -> dict[str, float]:
+        """Figures for the heartbeat, such as free KV tokens."""
+        return {}

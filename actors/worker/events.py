@@ -1,0 +1,161 @@
+"""What can happen to a worker, and what its core asks for. `now` is monotonic seconds of the worker's own clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from myna.actors.messages import Chunk, Event, Failure, Hello, Outcome, Run, Stop, Value, VarId
+from myna.actors.worker.backend import Job, Report, RunKey
+
+# --- events ---
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A scheduler asks to run a call, to stop an attempt, or says who leads."""
+
+    message: Run | Stop | Hello
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The values of an attempt's inputs, and for a resumed attempt what its outputs already have, or why they can't be had."""
+
+    key: RunKey
+    inputs: Mapping[VarId, Value]
+    chunks: Mapping[VarId, tuple[Chunk, ...]]
+    outcomes: Mapping[VarId, Outcome]
+    failure: Failure | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """The backend has made something."""
+
+    report: Report
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A chunk (of number n) or, with n None, the value of an output is stored."""
+
+    key: RunKey
+    variable: VarId
+    n: int | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The stream has another attempt's chunk n or, with n None, another outcome."""
+
+    key: RunKey
+    variable: VarId
+    n: int | None
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotStored:
+    """A chunk or value could not be stored: too large, or the stream was gone for too long."""
+
+    key: RunKey
+    variable: VarId
+    failure: Failure
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """The pause between two chunks of an output is over."""
+
+    key: RunKey
+    variable: VarId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """Take no new calls."""
+
+    now: float
+
+
+WorkerEvent = Asked | Read | Reported | Stored | Refused | NotStored | Due | Draining
+
+# --- commands ---
+
+
+@dataclass(frozen=True, slots=True)
+class ReadInputs:
+    """Read the values of `inputs`; with `outputs`, also what those have already."""
+
+    key: RunKey
+    inputs: tuple[VarId, ...]
+    outputs: tuple[VarId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Give a job to the backend."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Take an attempt from the backend."""
+
+    key: RunKey
+
+
+@dataclass(frozen=True, slots=True)
+class PutChunk:
+    """Store chunk n of an output."""
+
+    key: RunKey
+    variable: VarId
+    n: int
+    chunk: Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class PutValue:
+    """Store the value of an output."""
+
+    key: RunKey
+    variable: VarId
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell the scheduler how an attempt fares."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Announce this worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Send `Due` at `at`."""
+
+    key: RunKey
+    variable: VarId
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Depart:
+    """Draining is over: nothing is held any more."""
+
+
+WorkerCommand = ReadInputs | Begin | Abandon | PutChunk | PutValue | Tell | Present | Wake | Depart

@@ -1,0 +1,379 @@
+"""The worker's thin shell: bus messages and backend reports in as events, the core's commands out. It decides nothing.
+
+The heartbeat has a task of its own and waits for nothing; the backend's work runs elsewhere (another process, threads).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import OrderedDict
+from collections.abc import Coroutine
+from typing import Any, assert_never
+
+import structlog
+
+from myna.actors import codec, outcomes, subjects
+from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery
+from myna.actors.codec import TooLarge, WireError
+from myna.actors.messages import (
+    PROTOCOL,
+    Announce,
+    Beat,
+    Cancellation,
+    Chunk,
+    Drain,
+    ErrorCode,
+    Failure,
+    Hello,
+    Leave,
+    Outcome,
+    Run,
+    Stop,
+    Value,
+    VarId,
+    WorkerId,
+)
+from myna.actors.subjects import FromWorker, ToWorker
+from myna.actors.worker.backend import Backend, BackendDied, Offer, Report, RunKey
+from myna.actors.worker.core import WorkerCore
+from myna.actors.worker.events import (
+    Abandon,
+    Asked,
+    Begin,
+    Depart,
+    Draining,
+    Due,
+    NotStored,
+    Present,
+    PutChunk,
+    PutValue,
+    Read,
+    ReadInputs,
+    Refused,
+    Reported,
+    Stored,
+    Tell,
+    Wake,
+    WorkerCommand,
+    WorkerEvent,
+)
+
+log = structlog.get_logger(__name__)
+
+BEAT = 1.0
+"""Seconds between two heartbeats."""
+PATIENCE = 15.0
+"""Seconds that an input's value may take to appear on a replica, and a write to be acknowledged."""
+CACHE_BYTES = 64 * 1024 * 1024
+"""Values lately read or written here, kept so that a consumer beside its producer reads nothing over the network."""
+
+
+class WorkerFailed(Exception):
+    """The worker can't go on; its calls are given to others."""
+
+
+class _ValueCache:
+    """Values by subject, least recently used out first. A value never changes, so this is never wrong."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._values: OrderedDict[str, tuple[Value, int]] = OrderedDict()
+
+    def get(self, subject: str) -> Value | None:
+        found = self._values.get(subject)
+        if found is None:
+            return None
+        self._values.move_to_end(subject)
+        return found[0]
+
+    def put(self, subject: str, value: Value, size: int) -> None:
+        if subject in self._values or size > self._limit // 4:
+            return
+        self._values[subject] = (value, size)
+        self._bytes += size
+        while self._bytes > self._limit:
+            _, (_, old) = self._values.popitem(last=False)
+            self._bytes -= old
+
+
+class Worker:
+    """One worker process's actor."""
+
+    def __init__(self, bus: Bus, worker: WorkerId, backend: Backend) -> None:
+        self._bus = bus
+        self._worker = worker
+        self._backend = backend
+        self._incarnation = uuid.uuid4().hex
+        self._values = _ValueCache(CACHE_BYTES)
+        self._core: WorkerCore
+        self._offer: Offer
+        self._tasks: asyncio.TaskGroup
+        self._departed = asyncio.Event()
+        self._failed: asyncio.Future[None]
+        self.ready = asyncio.Event()
+        self.rejected = 0
+
+    async def run(self) -> None:
+        """Serve until drained or cancelled. Raises `WorkerFailed` or `BackendDied`."""
+        self._failed = asyncio.get_running_loop().create_future()
+        try:
+            self._offer = await self._backend.start(self._on_report)
+            self._core = WorkerCore(self._worker, resumable=self._offer.resumable)
+            async with asyncio.TaskGroup() as self._tasks:
+                await self._listen()
+                watchers = [self._tasks.create_task(c) for c in (self._beat(), self._watch(), self._backend_lives())]
+                await self._present()
+                self.ready.set()
+                await self._departed.wait()
+                await self._leave()
+                for task in watchers:
+                    task.cancel()
+        except* (WorkerFailed, BackendDied) as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            await self._backend.close()
+
+    def drain(self) -> None:
+        """Take no new calls; `run` returns when the last one has ended."""
+        self._feed(Draining(self._now()))
+
+    # --- events ---
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _listen(self) -> None:
+        await self._bus.subscribe(subjects.to_worker_all(self._worker), self._on_order, on_error=self._on_error)
+        await self._bus.subscribe(subjects.HELLO, self._on_hello, on_error=self._on_error)
+
+    def _on_error(self, error: BusError) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(WorkerFailed(f"a mailbox of worker {self._worker!r} failed: {error}"))
+
+    async def _watch(self) -> None:
+        await self._failed
+
+    async def _backend_lives(self) -> None:
+        await self._backend.wait()
+        raise BackendDied(f"the backend of worker {self._worker!r} has ended")
+
+    def _reject(self, subject: str, error: Exception) -> None:
+        self.rejected += 1
+        log.warning("a message was not understood", subject=subject, reason=str(error), rejected=self.rejected)
+
+    async def _on_order(self, delivery: Delivery) -> None:
+        leaf = delivery.subject.rsplit(".", 1)[-1]
+        try:
+            match leaf:
+                case ToWorker.RUN:
+                    run: Run = codec.decode(delivery.data, Run)
+                    self._feed(Asked(run, self._now()))
+                case ToWorker.STOP:
+                    stop: Stop = codec.decode(delivery.data, Stop)
+                    self._feed(Asked(stop, self._now()))
+                case ToWorker.DRAIN:
+                    codec.decode(delivery.data, Drain)
+                    self.drain()
+                case _:
+                    raise WireError(f"no order is called {leaf!r}")
+        except WireError as error:
+            self._reject(delivery.subject, error)
+
+    async def _on_hello(self, delivery: Delivery) -> None:
+        try:
+            hello: Hello = codec.decode(delivery.data, Hello)
+        except WireError as error:
+            self._reject(delivery.subject, error)
+            return
+        self._feed(Asked(hello, self._now()))
+
+    def _on_report(self, report: Report) -> None:
+        self._feed(Reported(report, self._now()))
+
+    def _feed(self, event: WorkerEvent) -> None:
+        """Handle one event. Synchronous, so events never interleave; what needs waiting becomes a task."""
+        try:
+            commands = self._core.handle(event)
+        except Exception:
+            log.exception("the core failed on an event, which was skipped", event=repr(event)[:500])
+            return
+        for command in commands:
+            self._execute(command)
+
+    # --- commands ---
+
+    def _execute(self, command: WorkerCommand) -> None:
+        match command:
+            case ReadInputs():
+                self._spawn(self._read(command))
+            case Begin(job=job):
+                self._backend.run(job)
+            case Abandon(key=key):
+                self._backend.cancel(key)
+            case PutChunk():
+                self._spawn(self._put_chunk(command))
+            case PutValue():
+                self._spawn(self._put_value(command))
+            case Tell(event=event):
+                self._spawn(self._send(subjects.from_worker(self._worker, FromWorker.EVENT), codec.encode(event)))
+            case Present():
+                self._spawn(self._present())
+            case Wake(key=key, variable=variable, at=at):
+                loop = asyncio.get_running_loop()
+                loop.call_at(at, lambda: self._feed(Due(key, variable, self._now())))
+            case Depart():
+                self._departed.set()
+            case _:
+                assert_never(command)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.create_task(work)
+
+    async def _send(self, subject: str, data: bytes) -> None:
+        """Send at most once: what is lost shows in the next beats."""
+        try:
+            await self._bus.publish(subject, data)
+        except BusError as error:
+            log.warning("not sent", subject=subject, reason=str(error))
+
+    async def _present(self) -> None:
+        offer = self._offer
+        announce = Announce(
+            protocol=PROTOCOL,
+            worker=self._worker,
+            kind=offer.kind,
+            incarnation=self._incarnation,
+            serves=offer.serves,
+            capacity=offer.capacity,
+            tokens=offer.tokens,
+            context_length=offer.context_length,
+            resumable=offer.resumable,
+            draining=self._core.draining,
+            tenant=offer.tenant,
+            running=self._core.running,
+        )
+        await self._send(subjects.from_worker(self._worker, FromWorker.ANNOUNCE), codec.encode(announce))
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT)
+            beat = Beat(
+                worker=self._worker,
+                incarnation=self._incarnation,
+                running=self._core.running,
+                load=self._backend.load(),
+            )
+            await self._send(subjects.from_worker(self._worker, FromWorker.BEAT), codec.encode(beat))
+
+    async def _leave(self) -> None:
+        leave = Leave(worker=self._worker, incarnation=self._incarnation)
+        await self._send(subjects.from_worker(self._worker, FromWorker.LEAVE), codec.encode(leave))
+
+    # --- reading ---
+
+    async def _read(self, command: ReadInputs) -> None:
+        key = command.key
+        inputs: dict[VarId, Value] = {}
+        chunks: dict[VarId, tuple[Chunk, ...]] = {}
+        already: dict[VarId, Outcome] = {}
+        failure: Failure | None = None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                for variable in command.inputs:
+                    inputs[variable] = await self._input(key, variable)
+                for variable in command.outputs:
+                    chunks[variable] = await self._chunks(key, variable)
+                    outcome = await self._outcome(subjects.write(*key[:2], variable))
+                    if outcome is not None:
+                        already[variable] = outcome
+        except (BusError, WireError, TimeoutError) as error:
+            message = f"worker {self._worker!r} could not read the inputs of call {key[2]!r}: {error or 'time-out'}"
+            failure = Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True)
+        self._feed(Read(key, inputs, chunks, already, failure, self._now()))
+
+    async def _input(self, key: RunKey, variable: VarId) -> Value:
+        """An input's value. It is stored, or the call would not run; but a replica may be behind for a moment."""
+        subject = subjects.write(*key[:2], variable)
+        cached = self._values.get(subject)
+        pause = 0.005
+        while cached is None:
+            outcome = await self._outcome(subject)
+            match outcome:
+                case Value():
+                    return outcome
+                case None:
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, 0.5)
+                case _:
+                    raise WireError(f"input {variable!r} has no value, but ended in {outcome!r}")
+        return cached
+
+    async def _outcome(self, subject: str) -> Outcome | None:
+        stored = await self._bus.get(subjects.VALUES, subject)
+        if stored is None:
+            return None
+        outcome: Outcome = codec.decode(stored.data, Value | Failure | Cancellation)
+        if isinstance(outcome, Value):
+            self._values.put(subject, outcome, stored.size)
+        return outcome
+
+    async def _chunks(self, key: RunKey, variable: VarId) -> tuple[Chunk, ...]:
+        found: list[Chunk] = []
+        while True:
+            subject = subjects.write_chunk(*key[:2], variable, len(found))
+            stored = await self._bus.get(subjects.CHUNKS, subject)
+            if stored is None:
+                return tuple(found)
+            found.append(codec.decode(stored.data, Chunk))
+
+    # --- writing ---
+
+    async def _put_chunk(self, command: PutChunk) -> None:
+        key, variable, n = command.key, command.variable, command.n
+        subject = subjects.write_chunk(*key[:2], variable, n)
+        event: WorkerEvent
+        try:
+            data = codec.encode(command.chunk)
+            await self._bus.append(subject, data, message_id=f"{subject}:{key[3]}", timeout=PATIENCE)
+            event = Stored(key, variable, n, self._now())
+        except AlreadyAssigned:
+            event = await self._compare(key, variable, n, subject)
+        except (BusError, WireError) as error:
+            event = NotStored(key, variable, _unstored(variable, error), self._now())
+        self._feed(event)
+
+    async def _put_value(self, command: PutValue) -> None:
+        key, variable = command.key, command.variable
+        subject = subjects.write(*key[:2], variable)
+        event: WorkerEvent
+        try:
+            data, headers = outcomes.pack(command.value)
+            await self._bus.append(subject, data, message_id=f"{subject}:{key[3]}", headers=headers, timeout=PATIENCE)
+            self._values.put(subject, command.value, len(data))
+            event = Stored(key, variable, None, self._now())
+        except AlreadyAssigned:
+            event = await self._compare(key, variable, None, subject)
+        except (BusError, WireError) as error:
+            event = NotStored(key, variable, _unstored(variable, error), self._now())
+        self._feed(event)
+
+    async def _compare(self, key: RunKey, variable: VarId, n: int | None, subject: str) -> WorkerEvent:
+        """The subject is taken: by ourselves, in an earlier try whose acknowledgement was lost, or by another attempt."""
+        stream = subjects.VALUES if n is None else subjects.CHUNKS
+        ours = False
+        try:
+            stored = await self._bus.get(stream, subject)
+            if stored is not None:
+                there: Any = codec.decode(stored.data, Chunk | Value | Failure | Cancellation)
+                ours = getattr(there, "attempt", None) == key[3]
+        except (BusError, WireError) as error:
+            log.warning("could not read back", subject=subject, reason=str(error))
+        return (Stored if ours else Refused)(key, variable, n, self._now())
+
+
+def _unstored(variable: VarId, error: Exception) -> Failure:
+    if isinstance(error, TooLarge):
+        return Failure(code=ErrorCode.VALUE_TOO_LARGE, message=f"output {variable!r}: {error}")
+    return Failure(code=ErrorCode.WORKER_LOST, message=f"output {variable!r} was not stored: {error}", retryable=True)
