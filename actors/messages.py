@@ -27,7 +27,7 @@ Attempt = NewType("Attempt", int)
 Lease = NewType("Lease", int)
 """Revision of the leading scheduler's lease. Workers refuse a smaller one than they have seen."""
 
-Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}$")]
+Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,80}\Z")]
 """What an id looks like on the wire: one NATS subject token without wildcards."""
 
 
@@ -277,6 +277,17 @@ class TokenLogprob(Frozen, tag="logprob"):
     top: tuple[tuple[int, float], ...] = ()
 
 
+class Timing(Frozen, tag="timing"):
+    """When and where a value was made, in seconds since the epoch by the worker's clock: the call was received, its inputs were
+    read and the work began, the first and the last of the value were there."""
+
+    worker: str
+    received: float
+    began: float
+    first: float
+    ended: float
+
+
 class Value(Frozen, tag="value"):
     """A variable's value. `tokens` are valid only with the tokenizer of digest `tokenizer`."""
 
@@ -290,6 +301,7 @@ class Value(Frozen, tag="value"):
     model: str = ""
     attempt: int = 0
     call: str = ""
+    timing: Timing | None = None
 
 
 class ErrorCode(StrEnum):

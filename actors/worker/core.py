@@ -19,6 +19,7 @@ from myna.actors.messages import (
     Call,
     CallId,
     Chunk,
+    Drain,
     ErrorCode,
     Event,
     EventKind,
@@ -34,6 +35,7 @@ from myna.actors.messages import (
     Stop,
     StreamMode,
     Tenant,
+    Timing,
     TokenLogprob,
     Transform,
     Usage,
@@ -41,6 +43,7 @@ from myna.actors.messages import (
     VarId,
     WorkerId,
 )
+from myna.actors.outcomes import shortened
 from myna.actors.program import inputs_of
 from myna.actors.worker.backend import Job, JobEnded, JobFailed, OutputEnded, Produced, Report, Resumed, RunKey
 from myna.actors.worker.events import (
@@ -87,6 +90,8 @@ class _Output:
     not_before: float = 0.0
     waking: bool = False
     end: OutputEnded | None = None
+    first_at: float | None = None
+    ended_at: float | None = None
     streamed: bool = False
     """The last chunk is stored (or none is due): the value may go out."""
     publishing: bool = False
@@ -98,7 +103,9 @@ class _Attempt:
     key: RunKey
     run: Run
     outputs: dict[VarId, _Output]
-    begun: bool = False
+    received: float
+    begun_at: float | None = None
+    """When the backend got it; None while it has not, or has it no more."""
     usage: Usage = Usage()
 
 
@@ -124,7 +131,7 @@ class WorkerCore:
         """Apply one event; returns what is to be done, in order."""
         match event:
             case Asked():
-                self._asked(event.message)
+                self._asked(event.message, event.now)
             case Read():
                 self._read(event)
             case Reported():
@@ -138,8 +145,7 @@ class WorkerCore:
             case Due():
                 self._due(event)
             case Draining():
-                self.draining = True
-                self._out.append(Present())
+                self._drain()
             case _:
                 assert_never(event)
         if self.draining and not self._attempts:
@@ -149,19 +155,27 @@ class WorkerCore:
 
     # --- what a scheduler asks ---
 
-    def _asked(self, message: Run | Stop | Hello) -> None:
+    def _asked(self, message: Run | Stop | Drain | Hello, now: float) -> None:
         match message:
             case Run():
-                self._run(message)
+                self._run(message, now)
             case Stop():
                 self._stop(message)
+            case Drain():
+                if message.lease >= self.lease:
+                    self.lease = message.lease
+                    self._drain()
             case Hello():
                 self.lease = max(self.lease, message.lease)
                 self._out.append(Present())
             case _:
                 assert_never(message)
 
-    def _run(self, run: Run) -> None:
+    def _drain(self) -> None:
+        self.draining = True
+        self._out.append(Present())
+
+    def _run(self, run: Run, now: float) -> None:
         key: RunKey = (Tenant(run.tenant), SessionId(run.session), CallId(run.call.id), run.attempt)
         held = self._attempts.get(key[:3])
         if run.lease < self.lease:
@@ -175,7 +189,7 @@ class WorkerCore:
             return  # the same order twice, or one that was overtaken
         if held is not None:
             self._drop(held)
-        attempt = _Attempt(key, run, {o.variable: o for o in _outputs(run.call)})
+        attempt = _Attempt(key, run, {o.variable: o for o in _outputs(run.call)}, now)
         self._attempts[key[:3]] = attempt
         inputs = tuple(dict.fromkeys(inputs_of(run.call)))
         self._out.append(ReadInputs(key, inputs, tuple(attempt.outputs) if run.resume else ()))
@@ -194,7 +208,7 @@ class WorkerCore:
             self._drop(held)
 
     def _drop(self, attempt: _Attempt) -> None:
-        if attempt.begun:
+        if attempt.begun_at is not None:
             self._out.append(Abandon(attempt.key))
         del self._attempts[attempt.key[:3]]
 
@@ -212,14 +226,14 @@ class WorkerCore:
             outcome = event.outcomes.get(variable)
             if outcome is not None:
                 self._already(attempt, output, outcome)
-        torn = [o.variable for o in attempt.outputs.values() if o.next and o.end is None]
+        torn = [o.variable for o in attempt.outputs.values() if o.next and o.end is None and not o.done]
         if torn and not self.resumable:
             message = f"readers have seen a part of {', '.join(torn)}, and this kind of worker can't go on from there"
             self._fail(event.key, Failure(code=ErrorCode.WORKER_LOST, message=message))
             return
         self._tell(event.key, EventKind.STARTED)
         if any(not o.done and o.end is None for o in attempt.outputs.values()):
-            attempt.begun = True
+            attempt.begun_at = event.now
             resumed = {v: r for v, o in attempt.outputs.items() if (r := _resumed(o)) is not None}
             self._out.append(Begin(Job(event.key, attempt.run.call, event.inputs, resumed)))
         for output in attempt.outputs.values():
@@ -254,6 +268,7 @@ class WorkerCore:
             case Produced():
                 output = attempt.outputs[report.variable]
                 if output.end is None:
+                    output.first_at = output.first_at or now
                     output.text.append(report.text)
                     output.tokens += report.tokens
                     output.logprobs += report.logprobs
@@ -262,7 +277,7 @@ class WorkerCore:
                 output = attempt.outputs[report.variable]
                 attempt.usage = _sum(attempt.usage, report.usage)
                 if output.end is None:
-                    output.end = report
+                    output.end, output.ended_at = report, now
                     self._advance(attempt, output, now)
             case JobEnded():
                 missing = [o.variable for o in attempt.outputs.values() if o.end is None and not o.done]
@@ -271,7 +286,7 @@ class WorkerCore:
                     self._fail(report.key, Failure(code=ErrorCode.ENGINE_ERROR, message=message, retryable=True))
                     return
             case JobFailed():
-                attempt.begun = False
+                attempt.begun_at = None
                 self._fail(report.key, report.failure)
                 return
             case _:
@@ -331,9 +346,19 @@ class WorkerCore:
             model=output.end.model,
             attempt=attempt.key[3],
             call=attempt.key[2],
+            timing=self._timing(attempt, output),
         )
         self._out.append(PutValue(attempt.key, output.variable, value))
         return
+
+    def _timing(self, attempt: _Attempt, output: _Output) -> Timing | None:
+        """When it was made, by this core's clock; None if an earlier attempt made all of it."""
+        if attempt.begun_at is None or output.ended_at is None:
+            return None
+        first = output.ended_at if output.first_at is None else output.first_at
+        return Timing(
+            worker=self.worker, received=attempt.received, began=attempt.begun_at, first=first, ended=output.ended_at
+        )
 
     def _stored(self, event: Stored) -> None:
         attempt = self._find(event.key)
@@ -381,7 +406,7 @@ class WorkerCore:
         attempt = self._find(key)
         if attempt is not None:
             self._drop(attempt)
-            self._tell(key, EventKind.FAILED, failure)
+            self._tell(key, EventKind.FAILED, shortened(failure))
 
     def _find(self, key: RunKey) -> _Attempt | None:
         attempt = self._attempts.get(key[:3])

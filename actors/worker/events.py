@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from myna.actors.messages import Chunk, Event, Failure, Hello, Outcome, Run, Stop, Value, VarId
+from myna.actors.messages import Chunk, Drain, Event, Failure, Hello, Outcome, Run, Stop, Value, VarId
 from myna.actors.worker.backend import Job, Report, RunKey
 
 # --- events ---
@@ -13,9 +13,9 @@ from myna.actors.worker.backend import Job, Report, RunKey
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A scheduler asks to run a call, to stop an attempt, or says who leads."""
+    """A scheduler asks to run a call, to stop an attempt, to take no more, or says who leads."""
 
-    message: Run | Stop | Hello
+    message: Run | Stop | Drain | Hello
     now: float
 
 

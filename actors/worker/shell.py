@@ -6,12 +6,14 @@ The heartbeat has a task of its own and waits for nothing; the backend's work ru
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Coroutine
 from typing import Any, assert_never
 
 import structlog
+from msgspec import structs
 
 from myna.actors import codec, outcomes, subjects
 from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery
@@ -116,7 +118,7 @@ class Worker:
         self.rejected = 0
 
     async def run(self) -> None:
-        """Serve until drained or cancelled. Raises `WorkerFailed` or `BackendDied`."""
+        """Serve until drained or cancelled. Raises `WorkerFailed`, `BackendDied` or `BusError`."""
         self._failed = asyncio.get_running_loop().create_future()
         try:
             self._offer = await self._backend.start(self._on_report)
@@ -130,7 +132,7 @@ class Worker:
                 await self._leave()
                 for task in watchers:
                     task.cancel()
-        except* (WorkerFailed, BackendDied) as errors:
+        except* (WorkerFailed, BackendDied, BusError) as errors:
             raise errors.exceptions[0] from None
         finally:
             await self._backend.close()
@@ -174,8 +176,8 @@ class Worker:
                     stop: Stop = codec.decode(delivery.data, Stop)
                     self._feed(Asked(stop, self._now()))
                 case ToWorker.DRAIN:
-                    codec.decode(delivery.data, Drain)
-                    self.drain()
+                    drain: Drain = codec.decode(delivery.data, Drain)
+                    self._feed(Asked(drain, self._now()))
                 case _:
                     raise WireError(f"no order is called {leaf!r}")
         except WireError as error:
@@ -235,7 +237,7 @@ class Worker:
         """Send at most once: what is lost shows in the next beats."""
         try:
             await self._bus.publish(subject, data)
-        except BusError as error:
+        except (BusError, WireError) as error:
             log.warning("not sent", subject=subject, reason=str(error))
 
     async def _present(self) -> None:
@@ -349,9 +351,10 @@ class Worker:
         subject = subjects.write(*key[:2], variable)
         event: WorkerEvent
         try:
-            data, headers = outcomes.pack(command.value)
+            value = _by_wall_clock(command.value, time.time() - self._now())
+            data, headers = outcomes.pack(value)
             await self._bus.append(subject, data, message_id=f"{subject}:{key[3]}", headers=headers, timeout=PATIENCE)
-            self._values.put(subject, command.value, len(data))
+            self._values.put(subject, value, len(data))
             event = Stored(key, variable, None, self._now())
         except AlreadyAssigned:
             event = await self._compare(key, variable, None, subject)
@@ -373,7 +376,18 @@ class Worker:
         return (Stored if ours else Refused)(key, variable, n, self._now())
 
 
+def _by_wall_clock(value: Value, offset: float) -> Value:
+    """The value with its timing moved from the core's clock to seconds since the epoch."""
+    timing = value.timing
+    if timing is None:
+        return value
+    moved = {f: getattr(timing, f) + offset for f in ("received", "began", "first", "ended")}
+    return structs.replace(value, timing=structs.replace(timing, **moved))
+
+
 def _unstored(variable: VarId, error: Exception) -> Failure:
     if isinstance(error, TooLarge):
         return Failure(code=ErrorCode.VALUE_TOO_LARGE, message=f"output {variable!r}: {error}")
+    if isinstance(error, WireError):
+        return Failure(code=ErrorCode.ENGINE_ERROR, message=f"output {variable!r} is no plain data: {error}")
     return Failure(code=ErrorCode.WORKER_LOST, message=f"output {variable!r} was not stored: {error}", retryable=True)

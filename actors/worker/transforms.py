@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, assert_never
 
+from myna.actors import codec
 from myna.actors.messages import Transform, TransformKind
 
 
@@ -58,6 +59,10 @@ def _field(path: str, text: str) -> Any:
             value = value[int(step)] if isinstance(value, list) else value[step]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise TransformFailed(f"json_field {path!r}: no {step!r} in {_excerpt(json.dumps(value))}") from error
+    if not codec.is_plain(value):
+        raise TransformFailed(
+            f"json_field {path!r}: {_excerpt(json.dumps(value))} is no plain data, or nested too deep"
+        )
     return value
 
 

@@ -1,0 +1,320 @@
+"""A worker's backend that is an engine in a process of its own, spoken to in frames over a socket pair.
+
+The host's event loop never waits for the model: it writes commands and reads reports, and the heartbeat goes on meanwhile. The
+engine process ends when the host's end of the socket closes, however that comes about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import structlog
+
+from myna.actors.config import Settings
+from myna.actors.messages import (
+    Call,
+    ErrorCode,
+    Failure,
+    FinishReason,
+    Input,
+    Message,
+    ModelCall,
+    Output,
+    Text,
+    TokenLogprob,
+    Usage,
+    VarId,
+    WorkerKind,
+)
+from myna.actors.program import outputs_of
+from myna.actors.worker.backend import (
+    Backend,
+    BackendDied,
+    Job,
+    JobEnded,
+    JobFailed,
+    Offer,
+    OutputEnded,
+    Produced,
+    Reporter,
+    RunKey,
+)
+from myna.engine import frames
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+STOP_SECONDS = 5.0
+"""How long the engine process gets to end by itself."""
+READ_BYTES = 2**16
+
+_CODES = {
+    "PromptTooLong": ErrorCode.PROMPT_TOO_LONG,
+    "InvalidSampling": ErrorCode.INVALID_SAMPLING,
+    "InvalidPrompt": ErrorCode.INVALID_CALL,
+}
+
+
+class Unsupported(ValueError):
+    """A call asks for something that this engine can't do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    key: RunKey
+    variables: tuple[VarId, ...]
+
+
+class EngineBackend(Backend):
+    """See the module."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[frames.Ready]
+        self._running: dict[str, _Running] = {}
+        self._load: dict[str, float] = {}
+        self._report: Reporter
+        self._hello: frames.Ready
+
+    async def start(self, report: Reporter) -> Offer:
+        """Start the engine process and wait until its model is loaded."""
+        self._report = report
+        self._ready = asyncio.get_running_loop().create_future()
+        host, engine = socket.socketpair()
+        with engine:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command_line(engine.fileno()), pass_fds=(engine.fileno(),), stdin=asyncio.subprocess.DEVNULL
+            )
+        reader, self._writer = await asyncio.open_connection(sock=host)
+        self._reading = asyncio.create_task(self._read(reader), name="engine reports")
+        await asyncio.wait((self._ready, self._reading), return_when=asyncio.FIRST_COMPLETED)
+        if not self._ready.done():
+            await self._reading
+            raise BackendDied("the engine process ended while it loaded its model; its log says why")
+        self._hello = self._ready.result()
+        return Offer(
+            WorkerKind.ENGINE,
+            (self._hello.model,),
+            capacity=self._hello.max_sequences,
+            tokens=self._hello.kv_tokens,
+            context_length=self._hello.context_length,
+            resumable=True,
+        )
+
+    def _command_line(self, fd: int) -> list[str]:
+        engine = self._settings.engine
+        options: dict[str, Any] = {
+            "--fd": fd,
+            "--model": engine.model or DEFAULT_MODEL,
+            "--cache-dir": self._settings.cache,
+            "--device": engine.device,
+            "--dtype": engine.dtype,
+            "--kv-bytes": engine.kv_memory,
+            "--max-sequences": engine.max_sequences,
+        }
+        given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
+        return [sys.executable, "-P", "-m", "myna.engine.process", *given]
+
+    def run(self, job: Job) -> None:
+        """Submit an attempt to the engine."""
+        request_id = ".".join(map(str, job.key))
+        try:
+            frame = frames.encode(_submit(request_id, job))
+        except (Unsupported, frames.FrameError) as error:
+            self._report(JobFailed(job.key, Failure(code=ErrorCode.INVALID_CALL, message=str(error))))
+            return
+        self._running[request_id] = _Running(job.key, outputs_of(job.call))
+        self._write(frame)
+
+    def cancel(self, key: RunKey) -> None:
+        """Take an attempt from the engine."""
+        request_id = ".".join(map(str, key))
+        if self._running.pop(request_id, None) is not None:
+            self._write(frames.encode(frames.Cancel(request_id)))
+
+    def load(self) -> dict[str, float]:
+        """The figures of the last beat; asks for the next ones."""
+        self._write(frames.encode(frames.Query()))
+        return self._load
+
+    async def wait(self) -> None:
+        """Until the engine process ends. Raises `BackendDied` with what it said."""
+        assert self._reading is not None
+        await asyncio.shield(self._reading)
+        raise BackendDied("the engine process has ended; its log says why")
+
+    async def close(self) -> None:
+        """End the engine process: ask it, then make it."""
+        if self._writer is not None:
+            self._write(frames.encode(frames.Stop()))
+            self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
+            self._writer = None
+        if self._process is not None:
+            try:
+                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+            self._process = None
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait((self._reading,))
+            if not self._reading.cancelled():
+                self._reading.exception()  # already told by `start` or `wait`
+
+    def _write(self, frame: bytes) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame)
+
+    # --- reports ---
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        buffer = frames.FrameBuffer()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(READ_BYTES):
+                for body in buffer.feed(data):
+                    self._hear(frames.decode_report(body))
+
+    def _hear(self, report: frames.Report) -> None:
+        match report:
+            case frames.Ready():
+                self._ready.set_result(report)
+            case frames.DeltaReport():
+                self._delta(report)
+            case frames.FinishedReport():
+                self._finished(report)
+            case frames.DoneReport(request_id=request_id):
+                running = self._running.pop(request_id, None)
+                if running is not None:
+                    self._report(JobEnded(running.key))
+            case frames.FailedReport():
+                self._request_failed(report)
+            case frames.StatsReport(stats=stats):
+                self._load = {name: float(getattr(stats, name)) for name in _FIGURES}
+            case frames.Rejected(reason=reason):
+                log.error("the engine did not understand a frame", reason=reason)
+            case frames.Stopped():
+                pass
+            case _:
+                assert_never(report)
+
+    def _delta(self, report: frames.DeltaReport) -> None:
+        running = self._running.get(report.request_id)
+        if running is not None:
+            logprobs = tuple(
+                TokenLogprob(token=p.token_id, logprob=p.logprob, top=p.alternatives) for p in report.logprobs
+            )
+            variable = running.variables[report.output]
+            self._report(Produced(running.key, variable, report.text, report.token_ids, logprobs))
+
+    def _finished(self, report: frames.FinishedReport) -> None:
+        running = self._running.get(report.request_id)
+        if running is not None:
+            usage = Usage(
+                prompt_tokens=report.usage.prompt_tokens,
+                cached_tokens=report.usage.cached_tokens,
+                output_tokens=report.usage.output_tokens,
+            )
+            self._report(
+                OutputEnded(
+                    running.key,
+                    running.variables[report.output],
+                    FinishReason(report.reason.value),
+                    usage,
+                    model=self._hello.model,
+                    tokenizer=self._hello.tokenizer_digest,
+                )
+            )
+
+    def _request_failed(self, report: frames.FailedReport) -> None:
+        if not report.request_id:  # the model could not be loaded
+            self._ready.set_exception(BackendDied(report.message))
+            return
+        running = self._running.pop(report.request_id, None)
+        if running is not None:
+            code = _CODES.get(report.error, ErrorCode.ENGINE_ERROR)
+            failure = Failure(code=code, message=report.message, retryable=code is ErrorCode.ENGINE_ERROR)
+            self._report(JobFailed(running.key, failure))
+
+
+_FIGURES = ("running", "waiting", "pages", "free_pages", "evictable_pages", "hit_tokens", "preemptions", "steps")
+
+
+def _submit(request_id: str, job: Job) -> frames.Submit:
+    """The engine's frame of a job. Raises `Unsupported`."""
+    assert isinstance(job.call, ModelCall)
+    tenant, session, call_id, _ = job.key
+    namespace, cache_prefix = str(tenant), job.call.cache_prefix
+    # A resumed attempt must draw what the first would have drawn: the seed is the call's, not the attempt's.
+    seed = int.from_bytes(hashlib.blake2b(f"{session}.{call_id}".encode(), digest_size=7).digest())
+    return frames.Submit(
+        request_id=request_id,
+        call=_call_frame(job.call, job),
+        priority=job.call.priority,
+        namespace=namespace,
+        cache_prefix=cache_prefix,
+        seed=seed,
+    )
+
+
+def _call_frame(call: ModelCall, job: Job) -> frames.CallFrame:
+    index = 0
+    messages: list[frames.CallMessage] = []
+    for message in call.messages:
+        _refuse_unsupported(message, call)
+        segments: list[frames.TextSegment | frames.OutputSegment | frames.TokensSegment] = []
+        for segment in message.segments:
+            match segment:
+                case Text(text=text):
+                    segments.append(frames.TextSegment(text))
+                case Input(variables=variables, joiner=joiner):
+                    segments.append(frames.TextSegment(joiner.join(job.inputs[VarId(v)].text for v in variables)))
+                case Output():
+                    segments.append(_output_segment(segment, index, job))
+                    index += len(segment.variables)
+                case _:
+                    assert_never(segment)
+        messages.append(frames.CallMessage(message.role, tuple(segments)))
+    tools = tuple(
+        {
+            "type": "function",
+            "function": {"name": t.name, "description": t.description, "parameters": t.parameters or {}},
+        }
+        for t in call.tools
+    )
+    return frames.CallFrame(tuple(messages), tools)
+
+
+def _refuse_unsupported(message: Message, call: Call) -> None:
+    if message.tool_calls is not None or message.tool_call_id is not None:
+        raise Unsupported("this engine can't render a message with tool calls or tool results yet")
+    if any(isinstance(s, Output) and s.format is not None for s in message.segments):
+        raise Unsupported(f"call {call.id!r}: this engine can't constrain an output to a format yet")
+
+
+def _output_segment(output: Output, index: int, job: Job) -> frames.OutputSegment | frames.TokensSegment:
+    earlier = [job.resumed.get(VarId(v)) for v in output.variables]
+    if len(earlier) == 1 and earlier[0] is not None and earlier[0].ended:
+        return frames.TokensSegment(earlier[0].tokens)
+    forced = tuple(r.tokens if r else () for r in earlier) if any(earlier) else ()
+    sampling = output.sampling
+    return frames.OutputSegment(
+        index,
+        frames.Sampling(
+            **{f: getattr(sampling, f) for f in sampling.__struct_fields__},
+            n=len(output.variables),
+        ),
+        forced,
+    )
+
