@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeVar
 
 import msgpack
 import msgspec
-
-from myna.actors import messages
 
 M = TypeVar("M")
 
@@ -59,23 +56,3 @@ def _reason(error: Exception) -> str:
     text = str(error) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
-
-def is_plain(value: Any, depth: int = 32) -> bool:
-    """Whether `value` is JSON data (finite numbers, string keys) nested at most `depth` deep."""
-    match value:
-        case None | bool() | str():
-            return True
-        case int():
-            return -(2**63) <= value < 2**64
-        case float():
-            return math.isfinite(value)
-        case list() | tuple():
-            return depth > 0 and all(is_plain(item, depth - 1) for item in value)
-        case dict():
-            return depth > 0 and all(isinstance(k, str) and is_plain(v, depth - 1) for k, v in value.items())
-        case _:
-            return False
-
-
-OUTCOME = messages.Outcome
-LOG_ENTRY = messages.LogEntry

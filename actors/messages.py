@@ -2,7 +2,8 @@
 
 A message is a MessagePack map whose key `t` names its class. Fields that have their default are left out, so a default never
 changes; unknown keys are ignored, so that a newer peer may add fields; a changed meaning needs a new class. Who speaks which
-version is said where peers meet (`protocol` in Open, Announce and Hello). `codec` turns bytes into these classes and back, and is the only border.
+version is said where peers meet (`protocol` in Open, Announce and Hello). `codec` turns bytes into these classes and back, and is
+the only border.
 
 Ids are subject tokens (`subjects.token` checks them), single-assignment and never reused.
 """
@@ -13,6 +14,8 @@ from enum import StrEnum
 from typing import Annotated, Any, NewType
 
 from msgspec import Meta, Struct, field
+
+from myna.actors.plain import require_plain
 
 PROTOCOL = 1
 """Version of this file's messages. Workers announce theirs; a scheduler refuses a worker of another major version."""
@@ -48,14 +51,14 @@ class ObjectiveKind(StrEnum):
     DEADLINE = "deadline"
 
 
-class Objective(Frozen, tag="objective"):
+class Objective(Frozen, frozen=True, tag="objective"):
     """An objective; `seconds` is the deadline from the moment of asking, or the bound of ttft and tpot where given."""
 
     kind: ObjectiveKind
     seconds: Annotated[float, Meta(gt=0)] | None = None
 
 
-class Sampling(Frozen, tag="sampling"):
+class Sampling(Frozen, frozen=True, tag="sampling"):
     """How an output is drawn. Ranges are checked by whoever samples; None means the model's own default."""
 
     temperature: float = 1.0
@@ -84,7 +87,7 @@ class TransformKind(StrEnum):
     JSON_FIELD = "json_field"
 
 
-class Transform(Frozen, tag="transform"):
+class Transform(Frozen, frozen=True, tag="transform"):
     """One transform; `argument` is the pattern (its first group is kept) or the path of the field (`a.b.0`)."""
 
     kind: TransformKind
@@ -108,20 +111,23 @@ class FormatKind(StrEnum):
     GRAMMAR = "grammar"
 
 
-class ResponseFormat(Frozen, tag="format"):
+class ResponseFormat(Frozen, frozen=True, tag="format"):
     """A constraint on an output; `definition` is the schema, pattern, list of choices or grammar."""
 
     kind: FormatKind
     definition: Any = None
 
+    def __post_init__(self) -> None:
+        require_plain("the definition of a format", self.definition)
 
-class Text(Frozen, tag="text"):
+
+class Text(Frozen, frozen=True, tag="text"):
     """A constant part of a prompt."""
 
     text: str
 
 
-class Input(Frozen, tag="input"):
+class Input(Frozen, frozen=True, tag="input"):
     """The value of a variable, or of several joined by `joiner`. `name` is the placeholder's, for messages to people."""
 
     variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
@@ -129,7 +135,7 @@ class Input(Frozen, tag="input"):
     name: str = ""
 
 
-class Output(Frozen, tag="output"):
+class Output(Frozen, frozen=True, tag="output"):
     """A place where the model generates. `n > 1` variables are n siblings of one prompt; only the last output may have them."""
 
     variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
@@ -143,7 +149,7 @@ class Output(Frozen, tag="output"):
 Segment = Text | Input | Output
 
 
-class Message(Frozen, tag="message"):
+class Message(Frozen, frozen=True, tag="message"):
     """One turn of a conversation; a plain prompt is one message whose role is None."""
 
     segments: tuple[Segment, ...]
@@ -152,16 +158,22 @@ class Message(Frozen, tag="message"):
     tool_call_id: str | None = None
     tool_calls: Any = None
 
+    def __post_init__(self) -> None:
+        require_plain("the tool calls of a message", self.tool_calls)
 
-class Tool(Frozen, tag="tool"):
+
+class Tool(Frozen, frozen=True, tag="tool"):
     """A function that the model may call; `parameters` is a JSON schema."""
 
     name: str
     description: str = ""
     parameters: Any = None
 
+    def __post_init__(self) -> None:
+        require_plain(f"the parameters of tool {self.name!r}", self.parameters)
 
-class ModelCall(Frozen, tag="model"):
+
+class ModelCall(Frozen, frozen=True, tag="model"):
     """A call of a language model: one program in one context (fill, generate, fill, generate)."""
 
     id: Id
@@ -176,15 +188,18 @@ class ModelCall(Frozen, tag="model"):
     cache_prefix: bool = True
 
 
-class Argument(Frozen, tag="argument"):
+class Argument(Frozen, frozen=True, tag="argument"):
     """An argument of a native call: variables by name, or a constant (any JSON value)."""
 
     name: str
     input: Input | None = None
     constant: Any = None
 
+    def __post_init__(self) -> None:
+        require_plain(f"argument {self.name!r}", self.constant)
 
-class NativeCall(Frozen, tag="native"):
+
+class NativeCall(Frozen, frozen=True, tag="native"):
     """A call of a function that some agent serves by this name. Code is never shipped."""
 
     id: Id
@@ -204,7 +219,7 @@ Call = ModelCall | NativeCall
 # --- The log: a session's history, from any client to the scheduler ---------------------------------------------------
 
 
-class Open(Frozen, tag="open"):
+class Open(Frozen, frozen=True, tag="open"):
     """The first entry of a session. `lazy` sessions start only what is wanted. Expires after `ttl` idle seconds."""
 
     protocol: int
@@ -214,33 +229,33 @@ class Open(Frozen, tag="open"):
     name: str = ""
 
 
-class Declare(Frozen, tag="declare"):
+class Declare(Frozen, frozen=True, tag="declare"):
     """Variables made by hand: a client will set them, or a later call will produce them."""
 
     variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
 
 
-class Submit(Frozen, tag="submit"):
+class Submit(Frozen, frozen=True, tag="submit"):
     """Calls; each may use variables that are known by then or produced by another call of the same entry."""
 
     calls: Annotated[tuple[Call, ...], Meta(min_length=1)]
 
 
-class Want(Frozen, tag="want"):
+class Want(Frozen, frozen=True, tag="want"):
     """Somebody waits for these variables: starts them in a lazy session, and carries the objective."""
 
     variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
     objective: Objective | None = None
 
 
-class Cancel(Frozen, tag="cancel"):
+class Cancel(Frozen, frozen=True, tag="cancel"):
     """Cancels these calls and all that needs them; without calls, everything that is unfinished."""
 
     calls: tuple[Id, ...] = ()
     reason: str = ""
 
 
-class Close(Frozen, tag="close"):
+class Close(Frozen, frozen=True, tag="close"):
     """The last entry of a session: cancels what is unfinished and frees everything."""
 
     reason: str = ""
@@ -261,7 +276,7 @@ class FinishReason(StrEnum):
     SET = "set"  # by a client or an agent, not generated
 
 
-class Usage(Frozen, tag="usage"):
+class Usage(Frozen, frozen=True, tag="usage"):
     """Tokens that a call took: prompt (of which cached) and output."""
 
     prompt_tokens: int = 0
@@ -269,7 +284,7 @@ class Usage(Frozen, tag="usage"):
     output_tokens: int = 0
 
 
-class TokenLogprob(Frozen, tag="logprob"):
+class TokenLogprob(Frozen, frozen=True, tag="logprob"):
     """One generated token with its log-probability and the likeliest alternatives."""
 
     token: int
@@ -277,7 +292,7 @@ class TokenLogprob(Frozen, tag="logprob"):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Timing(Frozen, tag="timing"):
+class Timing(Frozen, frozen=True, tag="timing"):
     """When and where a value was made, in seconds since the epoch by the worker's clock: the call was received, its inputs were
     read and the work began, the first and the last of the value were there."""
 
@@ -288,7 +303,7 @@ class Timing(Frozen, tag="timing"):
     ended: float
 
 
-class Value(Frozen, tag="value"):
+class Value(Frozen, frozen=True, tag="value"):
     """A variable's value. `tokens` are valid only with the tokenizer of digest `tokenizer`."""
 
     text: str
@@ -302,6 +317,9 @@ class Value(Frozen, tag="value"):
     attempt: int = 0
     call: str = ""
     timing: Timing | None = None
+
+    def __post_init__(self) -> None:
+        require_plain("a value's parsed form", self.json)
 
 
 class ErrorCode(StrEnum):
@@ -321,7 +339,7 @@ class ErrorCode(StrEnum):
     SESSION_CLOSED = "session_closed"
 
 
-class Failure(Frozen, tag="failure"):
+class Failure(Frozen, frozen=True, tag="failure"):
     """A variable that will never have a value. `call` and `function` name the call that failed first."""
 
     code: ErrorCode
@@ -333,7 +351,7 @@ class Failure(Frozen, tag="failure"):
     attempt: int = 0
 
 
-class Cancellation(Frozen, tag="cancelled"):
+class Cancellation(Frozen, frozen=True, tag="cancelled"):
     """A variable whose call was cancelled."""
 
     reason: str = ""
@@ -343,7 +361,7 @@ class Cancellation(Frozen, tag="cancelled"):
 Outcome = Value | Failure | Cancellation
 
 
-class Chunk(Frozen, tag="chunk"):
+class Chunk(Frozen, frozen=True, tag="chunk"):
     """Piece n of a variable's token stream. `text` is what readers see; `tokens` are what a later attempt goes on from."""
 
     attempt: int
@@ -363,7 +381,7 @@ class WorkerKind(StrEnum):
     AGENT = "agent"
 
 
-class Running(Frozen, tag="running", array_like=True):
+class Running(Frozen, frozen=True, tag="running", array_like=True):
     """A call that a worker holds."""
 
     tenant: Id
@@ -372,7 +390,7 @@ class Running(Frozen, tag="running", array_like=True):
     attempt: int
 
 
-class Announce(Frozen, tag="announce"):
+class Announce(Frozen, frozen=True, tag="announce"):
     """A worker presents itself: on start, when its offer changes, and whenever a scheduler says hello."""
 
     protocol: int
@@ -389,7 +407,7 @@ class Announce(Frozen, tag="announce"):
     running: tuple[Running, ...] = ()
 
 
-class Beat(Frozen, tag="beat"):
+class Beat(Frozen, frozen=True, tag="beat"):
     """A worker lives, and holds these calls. One a second, whatever its model is doing."""
 
     worker: Id
@@ -398,14 +416,14 @@ class Beat(Frozen, tag="beat"):
     load: dict[str, float] = field(default_factory=dict)
 
 
-class Leave(Frozen, tag="leave"):
+class Leave(Frozen, frozen=True, tag="leave"):
     """A worker goes for good, holding nothing."""
 
     worker: Id
     incarnation: str
 
 
-class Hello(Frozen, tag="hello"):
+class Hello(Frozen, frozen=True, tag="hello"):
     """A scheduler leads from now on; workers answer with an announcement."""
 
     protocol: int
@@ -413,7 +431,7 @@ class Hello(Frozen, tag="hello"):
     lease: int
 
 
-class Run(Frozen, tag="run"):
+class Run(Frozen, frozen=True, tag="run"):
     """Run this call. All its inputs have values; the worker reads them itself."""
 
     tenant: Id
@@ -424,7 +442,7 @@ class Run(Frozen, tag="run"):
     resume: bool = False
 
 
-class Stop(Frozen, tag="stop"):
+class Stop(Frozen, frozen=True, tag="stop"):
     """Stop running this attempt of a call; its chunks may stay."""
 
     tenant: Id
@@ -434,7 +452,7 @@ class Stop(Frozen, tag="stop"):
     lease: int
 
 
-class Drain(Frozen, tag="drain"):
+class Drain(Frozen, frozen=True, tag="drain"):
     """Take no new calls, finish what runs, then leave."""
 
     lease: int
@@ -449,7 +467,7 @@ class EventKind(StrEnum):
     REFUSED = "refused"
 
 
-class Event(Frozen, tag="event"):
+class Event(Frozen, frozen=True, tag="event"):
     """A worker tells how an attempt fares. `finished`: every output's value is stored. `refused`: it was never begun."""
 
     worker: Id
@@ -469,15 +487,15 @@ SchedulerMessage = Hello | Run | Stop | Drain
 # --- Questions to a scheduler -----------------------------------------------------------------------------------------
 
 
-class Alive(Frozen, tag="alive"):
+class Alive(Frozen, frozen=True, tag="alive"):
     """A client still holds its session: not logged, only keeps the session from expiring."""
 
 
-class StatusRequest(Frozen, tag="status?"):
+class StatusRequest(Frozen, frozen=True, tag="status?"):
     """Asks the leading scheduler what it sees."""
 
 
-class WorkerStatus(Frozen, tag="worker-status"):
+class WorkerStatus(Frozen, frozen=True, tag="worker-status"):
     """One worker as the scheduler sees it."""
 
     worker: Id
@@ -489,7 +507,7 @@ class WorkerStatus(Frozen, tag="worker-status"):
     silent_seconds: float
 
 
-class SessionStatus(Frozen, tag="session-status"):
+class SessionStatus(Frozen, frozen=True, tag="session-status"):
     """One open session as the scheduler sees it."""
 
     tenant: Id
@@ -502,7 +520,7 @@ class SessionStatus(Frozen, tag="session-status"):
     done: int
 
 
-class Status(Frozen, tag="status"):
+class Status(Frozen, frozen=True, tag="status"):
     """The answer: who leads, workers, open sessions, and how many ready calls wait for a worker."""
 
     scheduler: Id

@@ -1,0 +1,1 @@
+"""Attention kernels, each beside its reference in plain torch."""

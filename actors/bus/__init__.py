@@ -1,6 +1,7 @@
 """The seam between actors and the network: what every bus promises, as one abstract class.
 
-Two buses keep the promise: `nats.NatsBus` (production) and `memory.MemoryBus` (tests, simulators); one contract suite runs over both.
+Two buses keep the promise: `nats.NatsBus` (production) and `memory.MemoryBus` (tests, simulators); one contract suite runs over
+both.
 
 Promises:
 - Messages of one subscription are handled one after another, in order: a handler is a mailbox.

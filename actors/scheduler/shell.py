@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, assert_never
 
 import structlog
+from msgspec import structs
 
 from myna.actors import codec, outcomes, subjects
 from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery, Stored, Unavailable
-from myna.actors.codec import WireError
+from myna.actors.codec import TooLarge, WireError
 from myna.actors.messages import (
     Announce,
     Beat,
+    Cancellation,
     ErrorCode,
     Event,
+    EventKind,
     Failure,
     Leave,
     LogEntry,
-    Outcome,
+    Run,
     StatusRequest,
     WorkerId,
 )
@@ -50,6 +54,11 @@ MAILBOX = 20_000
 """Events that may wait. Beyond, subscriptions fill up, and then the actor fails: nothing is dropped silently."""
 RETRY = 0.5
 """Seconds between two tries to publish what must be published."""
+ENSURE = 3.0
+"""Seconds between two looks whether the streams are there: one in memory is gone after a restart of its only server."""
+
+_OURS = ("myna.", "myna-", "$")
+"""Where no answer may go: a tenant could make us write where it may not."""
 
 _Stored = EndVariable | AppendClose | PurgeSession
 
@@ -87,6 +96,7 @@ class Scheduler:
                 await self._listen()
                 await self._mailbox.put(Led(self._name, leadership.term, self._now()))
                 self._tasks.create_task(self._tick())
+                self._tasks.create_task(self._keep_streams())
         except* BusError as errors:
             raise errors.exceptions[0] from None
         except* SchedulerFailed as errors:
@@ -103,6 +113,11 @@ class Scheduler:
             except Unavailable as error:
                 log.warning("the streams are not there yet", reason=str(error))
                 await asyncio.sleep(RETRY)
+
+    async def _keep_streams(self) -> None:
+        while True:
+            await asyncio.sleep(ENSURE)
+            await self._ensure_streams()
 
     async def _rebuild(self) -> None:
         """Fold the log, then the values' headers, into the core. Both are followed for ever after."""
@@ -210,7 +225,15 @@ class Scheduler:
             codec.decode(delivery.data, StatusRequest)
         except WireError as error:
             self._reject(delivery.subject, error)
-        await self._bus.publish(delivery.reply, codec.encode(self._core.status(self._now(), self.rejected)))
+        if delivery.reply.startswith(_OURS):
+            self._reject(delivery.subject, InvalidName(f"an answer to {delivery.reply!r} was asked for"))
+            return
+        status = self._core.status(self._now(), self.rejected)
+        try:
+            data = codec.encode(status)
+        except TooLarge:
+            data = codec.encode(structs.replace(status, sessions=()))
+        await self._send(delivery.reply, data)
 
     async def _tick(self) -> None:
         while True:
@@ -227,23 +250,30 @@ class Scheduler:
             except Exception:
                 log.exception("the core failed on an event, which was skipped", event=repr(event)[:500])
                 continue
-            for command in commands:
-                await self._execute(command)
+            todo = deque(commands)
+            while todo:
+                todo += await self._execute(todo.popleft())
             if isinstance(event, Led):
                 self.leading.set()
 
-    async def _execute(self, command: Command) -> None:
+    async def _execute(self, command: Command) -> Sequence[Command]:
+        """Carry out one command; returns what the core wants done if that proves impossible."""
         match command:
             case SayHello(hello=hello):
                 await self._send(subjects.HELLO, codec.encode(hello))
             case Dispatch(worker=worker, run=run):
-                await self._tell(worker, ToWorker.RUN, codec.encode(run))
+                try:
+                    data = codec.encode(run)
+                except WireError as error:
+                    return self._core.handle(Heard(_undeliverable(worker, run, error), self._now()))
+                await self._tell(worker, ToWorker.RUN, data)
             case Halt(worker=worker, stop=stop):
                 await self._tell(worker, ToWorker.STOP, codec.encode(stop))
             case EndVariable() | AppendClose() | PurgeSession():
                 self._put_out(command)
             case _:
                 assert_never(command)
+        return ()
 
     async def _tell(self, worker: WorkerId, leaf: ToWorker, data: bytes) -> None:
         await self._send(subjects.to_worker(worker, leaf), data)
@@ -252,7 +282,7 @@ class Scheduler:
         """Send at most once: what is lost shows in the next beats."""
         try:
             await self._bus.publish(subject, data)
-        except BusError as error:
+        except (BusError, ValueError) as error:  # too large, or, for an answer, no subject at all
             log.warning("not sent", subject=subject, reason=str(error))
 
     def _put_out(self, command: _Stored) -> None:
@@ -271,7 +301,11 @@ class Scheduler:
                 log.warning("not stored yet", session=key[1], reason=str(error))
                 await asyncio.sleep(RETRY)
                 continue
-            except (BusError, WireError) as error:
+            except BusError as error:  # full, or forbidden: somebody must mend it, and readers wait meanwhile
+                log.error("can't be stored", session=key[1], reason=str(error))
+                await asyncio.sleep(RETRY)
+                continue
+            except WireError as error:
                 log.error("could not be stored", session=key[1], reason=str(error))
             outbox.popleft()
         del self._outboxes[key]
@@ -281,16 +315,34 @@ class Scheduler:
             case EndVariable(tenant, session, variable, outcome):
                 await self._end(subjects.write(tenant, session, variable), outcome)
             case AppendClose(tenant, session, close):
-                await self._bus.append(subjects.log(tenant, session), codec.encode(close))
+                subject = subjects.log(tenant, session)
+                await self._bus.append(subject, codec.encode(close), message_id=f"{subject}:expired")
             case PurgeSession(tenant, session):
                 for stream in (subjects.VALUES, subjects.CHUNKS, subjects.LOG):
                     await self._bus.purge(stream, subjects.of_session(tenant, session))
             case _:
                 assert_never(command)
 
-    async def _end(self, subject: str, outcome: Outcome) -> None:
-        data, headers = outcomes.pack(outcome)
+    async def _end(self, subject: str, outcome: Failure | Cancellation) -> None:
         try:
-            await self._bus.append(subject, data, headers=headers)
+            data, headers = outcomes.pack(outcome)
+        except TooLarge:
+            data, headers = outcomes.pack(outcomes.shortened(outcome))
+        try:
+            await self._bus.append(subject, data, headers=headers, message_id=f"{subject}:ended")
         except AlreadyAssigned:
             log.debug("a value came first", subject=subject)
+
+
+def _undeliverable(worker: WorkerId, run: Run, error: WireError) -> Event:
+    """What the worker would say if it could be told: the call, with what a dispatch adds to it, is over the limit."""
+    failure = Failure(code=ErrorCode.INVALID_CALL, message=f"call {run.call.id!r} can't be dispatched: {error}")
+    return Event(
+        worker=worker,
+        kind=EventKind.FAILED,
+        tenant=run.tenant,
+        session=run.session,
+        call=run.call.id,
+        attempt=run.attempt,
+        failure=failure,
+    )

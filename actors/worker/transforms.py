@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, assert_never
 
-from myna.actors import codec
 from myna.actors.messages import Transform, TransformKind
+from myna.actors.plain import is_plain
 
 
 class TransformFailed(ValueError):
@@ -59,7 +59,7 @@ def _field(path: str, text: str) -> Any:
             value = value[int(step)] if isinstance(value, list) else value[step]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise TransformFailed(f"json_field {path!r}: no {step!r} in {_excerpt(json.dumps(value))}") from error
-    if not codec.is_plain(value):
+    if not is_plain(value):
         raise TransformFailed(
             f"json_field {path!r}: {_excerpt(json.dumps(value))} is no plain data, or nested too deep"
         )

@@ -1,0 +1,273 @@
+"""JetStream's requests and answers, as far as a bus needs them. What can be repeated safely is, until the time-out.
+
+An append is repeated only with a message id, by which the stream knows it again. The order of the server's checks matters:
+the message id comes first, so that the same id again is a duplicate within the stream's window, and `AlreadyAssigned` after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from myna.actors import codec
+from myna.actors.bus import AlreadyAssigned, BusError, Receipt, Stored, Unavailable
+from myna.actors.bus.checks import check_size
+from myna.actors.bus.link import Answer, Link, pack_headers, unpack_headers
+from myna.actors.subjects import MESSAGE_ID, Republish, Stream
+
+API = "$JS.API"
+MAX_CONSUMERS = 256
+"""Consumers that one stream may have: schedulers follow streams, readers never do (Law 8)."""
+
+NO_RESPONDERS = 503
+NOT_FOUND = 404
+
+_FIRST_DELAY, _LAST_DELAY = 0.05, 1.0  # seconds between two tries
+_FIRST_PATIENCE, _LAST_PATIENCE = 2.0, 10.0  # seconds that one try may take
+_SERVER_HEADERS = "Nats-"
+
+
+class ApiError(BusError):
+    """JetStream answered with an error."""
+
+    def __init__(self, code: int, number: int, description: str) -> None:
+        super().__init__(f"{description} (JetStream error {number})")
+        self.code = code
+        self.number = number
+        self.description = description
+
+    @property
+    def passing(self) -> bool:
+        """Whether trying again may help."""
+        return self.code == NO_RESPONDERS or self.number == _ID_IN_FLIGHT
+
+
+# JetStream's error numbers
+_STORE_FAILED, _MESSAGE_TOO_LARGE, _ID_IN_FLIGHT = 10077, 10054, 10158
+STREAM_NAME_IN_USE, WRONG_LAST_SEQUENCE = 10058, 10071
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: _Error | None = None
+
+
+_decode_ack = msgspec.json.Decoder(_Ack).decode
+
+
+def sent_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that the sender gave, without those that the server added."""
+    return {k: v for k, v in headers.items() if not k.startswith(_SERVER_HEADERS) or k == MESSAGE_ID}
+
+
+class Tries:
+    """When to try again, and when to give up: a deadline, growing delays, growing patience with one try."""
+
+    def __init__(self, link: Link, timeout: float) -> None:
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + timeout
+        self._delay = _FIRST_DELAY
+        self._patience = _FIRST_PATIENCE
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.001, self._deadline - self._loop.time())
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the next try may take."""
+        return min(self.left, self._patience)
+
+    async def connected(self, what: str) -> None:
+        """Await the connection. Raises `Unavailable` at the deadline."""
+        if self._link.up.is_set():
+            return
+        if self._link.is_closed:
+            raise Unavailable(f"{what}: the bus is closed")
+        try:
+            await asyncio.wait_for(self._link.up.wait(), self.left)
+        except TimeoutError as error:
+            raise Unavailable(f"{what}: not connected to the server") from error
+
+    async def again(self, what: str, problem: str) -> None:
+        """Await the moment of the next try. Raises `Unavailable` where it would come too late."""
+        if self._loop.time() + self._delay >= self._deadline:
+            raise Unavailable(f"{what}: {problem}")
+        await asyncio.sleep(self._delay)
+        self._delay = min(self._delay * 2, _LAST_DELAY)
+        self._patience = min(self._patience * 2, _LAST_PATIENCE)
+        await self.connected(what)
+
+
+class JetStream:
+    """JetStream over one link."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    async def append(
+        self, subject: str, data: bytes, *, message_id: str | None, headers: Mapping[str, str] | None, timeout: float
+    ) -> Receipt:
+        """Store a message. Raises `AlreadyAssigned`, `Unavailable`, `codec.TooLarge`, `ApiError`, `NotAllowed`."""
+        if message_id is not None:
+            headers = {MESSAGE_ID: message_id, **headers} if headers else {MESSAGE_ID: message_id}
+        head = pack_headers(headers) if headers else b""
+        check_size(subject, data, len(head), self.link.max_payload)
+        tries = Tries(self.link, timeout)
+        while True:
+            await tries.connected(subject)
+            try:
+                patience = tries.left if message_id is None else tries.patience
+                return _receipt(subject, data, await self.link.ask(subject, data, head=head, timeout=patience))
+            except TimeoutError:
+                problem: str | BusError = "no acknowledgement in time"
+            except Unavailable as error:
+                problem = error
+            except ApiError as error:
+                if not error.passing:
+                    raise
+                problem = error
+            if message_id is None:
+                raise Unavailable(f"{subject}: {problem}")
+            await tries.again(subject, str(problem))
+
+    async def get(self, stream: str, subject: str, timeout: float) -> Stored | None:
+        """The last message of `subject`, by direct get."""
+        tries = Tries(self.link, timeout)
+        where = f"{API}.DIRECT.GET.{stream}.{subject}"
+        while True:
+            await tries.connected(where)
+            try:
+                answer = await self.link.ask(where, b"", timeout=tries.patience)
+            except (TimeoutError, Unavailable) as error:
+                await tries.again(where, str(error) or "no answer in time")
+                continue
+            match answer.status:
+                case None:
+                    return _stored(answer)
+                case 404:
+                    return None
+                case 503:
+                    await tries.again(where, f"no stream {stream} answers")
+                case status:
+                    raise BusError(f"{where}: status {status}")
+
+    async def api(self, name: str, request: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
+        """Ask JetStream's API, which is repeated where it has no leader. Raises `ApiError`, `Unavailable`, `NotAllowed`."""
+        tries = Tries(self.link, timeout)
+        where = f"{API}.{name}"
+        body = json.dumps(request).encode()
+        while True:
+            await tries.connected(where)
+            try:
+                answer = await self.link.ask(where, body, timeout=tries.patience)
+                if answer.status == NO_RESPONDERS:
+                    raise Unavailable("JetStream does not answer")
+                return _result(answer)
+            except (TimeoutError, Unavailable) as error:
+                problem = str(error) or "no answer in time"
+            except ApiError as error:
+                if not error.passing:
+                    raise
+                problem = str(error)
+            await tries.again(where, problem)
+
+    async def configure(self, config: Mapping[str, Any], *, timeout: float = 20.0) -> None:
+        """Create the stream, or bring it up to date."""
+        name = config["name"]
+        try:
+            await self.api(f"STREAM.CREATE.{name}", config, timeout=timeout)
+        except ApiError as error:
+            if error.number != STREAM_NAME_IN_USE:
+                raise
+            await self.api(f"STREAM.UPDATE.{name}", config, timeout=timeout)
+
+    async def purge(self, stream: str, subject: str, *, timeout: float = 20.0) -> int:
+        """Delete the messages of `subject`; returns how many."""
+        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, timeout=timeout)
+        return int(answer["purged"])
+
+
+def stream_config(stream: Stream, replicas: int) -> dict[str, Any]:
+    """JetStream's configuration of a stream."""
+    config: dict[str, Any] = {
+        "name": stream.name,
+        "subjects": list(stream.subjects),
+        "retention": "limits",
+        "storage": "memory" if stream.memory else "file",
+        "discard": "new",
+        "num_replicas": replicas,
+        "max_consumers": MAX_CONSUMERS,
+        "max_age": nanoseconds(stream.max_age or 0.0),
+        "duplicate_window": nanoseconds(stream.duplicate_window),
+        "allow_direct": True,
+    }
+    if stream.single:
+        config |= {"max_msgs_per_subject": 1, "discard_new_per_subject": True}
+    match stream.republish:
+        case Republish(source, destination):
+            config["republish"] = {"src": source, "dest": destination}
+        case None:
+            pass
+    return config
+
+
+def nanoseconds(seconds: float) -> int:
+    """JetStream's unit of time."""
+    return round(seconds * 1e9)
+
+
+def timestamp(text: str) -> float:
+    """Seconds since the epoch of one of JetStream's dates."""
+    return datetime.fromisoformat(text).timestamp()
+
+
+def _receipt(subject: str, data: bytes, answer: Answer) -> Receipt:
+    if answer.status == NO_RESPONDERS:
+        raise Unavailable("no stream takes this subject now")
+    try:
+        ack = _decode_ack(answer.data)
+    except msgspec.DecodeError as error:
+        raise BusError(f"{subject}: what answered is no stream") from error
+    if ack.error is None:
+        return Receipt(ack.stream, ack.seq, ack.duplicate)
+    refusal = ack.error
+    if refusal.err_code == _STORE_FAILED and "per subject" in refusal.description:
+        raise AlreadyAssigned(subject)
+    if refusal.err_code == _MESSAGE_TOO_LARGE:
+        raise codec.TooLarge(f"a message to {subject}", len(data))
+    raise ApiError(refusal.code, refusal.err_code, refusal.description)
+
+
+def _result(answer: Answer) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(answer.data)
+    if error := result.get("error"):
+        raise ApiError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+    return result
+
+
+def _stored(answer: Answer) -> Stored:
+    headers = unpack_headers(answer.head)
+    return Stored(
+        subject=headers["Nats-Subject"],
+        data=answer.data,
+        headers=sent_headers(headers),
+        sequence=int(headers["Nats-Sequence"]),
+        size=len(answer.data),
+        timestamp=timestamp(headers["Nats-Time-Stamp"]),
+    )

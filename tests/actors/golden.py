@@ -1,0 +1,207 @@
+"""One example of every message, and how its golden bytes are added.
+
+`golden.json` holds the exact MessagePack bytes, in hexadecimal, of each example. Bytes that are there never change: other
+versions of Myna have sent them and stored them. For a new message or field, add an example under a new name here, then run
+
+    python -m tests.actors.golden
+
+which adds the bytes of examples that have none, and touches nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from myna.actors import codec
+from myna.actors import messages as m
+from myna.actors.messages import Frozen
+
+FILE = Path(__file__).parent / "golden.json"
+
+_OBJECTIVE = m.Objective(kind=m.ObjectiveKind.DEADLINE, seconds=2.5)
+_SAMPLING = m.Sampling(
+    temperature=0.0,
+    top_k=40,
+    top_p=0.9,
+    min_p=0.05,
+    seed=7,
+    presence_penalty=0.1,
+    frequency_penalty=0.2,
+    repetition_penalty=1.1,
+    logit_bias={50256: -100.0, 1: 0.5},
+    stop=("\n\n", "END"),
+    stop_token_ids=(2,),
+    max_tokens=64,
+    min_tokens=1,
+    ignore_eos=True,
+    logprobs=3,
+)
+_TRANSFORM = m.Transform(kind=m.TransformKind.REGEX, argument=r"<b>(.*)</b>")
+_FORMAT = m.ResponseFormat(kind=m.FormatKind.JSON_SCHEMA, definition={"type": "object", "required": ["a"]})
+_INPUT = m.Input(variables=("a", "b"), joiner="; ", name="parts")
+_OUTPUT = m.Output(
+    variables=("c",),
+    name="summary",
+    sampling=_SAMPLING,
+    transforms=(_TRANSFORM,),
+    stream=m.StreamMode.BUFFERED,
+    format=_FORMAT,
+)
+_MESSAGE = m.Message(
+    segments=(m.Text(text="Summarize: "), _INPUT, _OUTPUT),
+    role="user",
+    name="ann",
+    tool_call_id="t1",
+    tool_calls=[{"name": "search", "arguments": {"q": "x"}}],
+)
+_TOOL = m.Tool(name="search", description="Searches.", parameters={"type": "object"})
+_MODEL_CALL = m.ModelCall(
+    id="call-1",
+    messages=(_MESSAGE,),
+    function="summarize",
+    models=("tiny", "small"),
+    tools=(_TOOL,),
+    tool_choice="auto",
+    objective=_OBJECTIVE,
+    priority=3,
+    retries=1,
+    cache_prefix=False,
+)
+_ARGUMENT = m.Argument(name="text", input=_INPUT)
+_NATIVE_CALL = m.NativeCall(
+    id="call-2",
+    function="count_words",
+    variable="d",
+    arguments=(_ARGUMENT, m.Argument(name="limit", constant=[1, None, "é"])),
+    objective=m.Objective(kind=m.ObjectiveKind.LATENCY),
+    priority=-1,
+    retries=0,
+    stream=m.StreamMode.BUFFERED,
+    transforms=(_TRANSFORM,),
+)
+_USAGE = m.Usage(prompt_tokens=100, cached_tokens=64, output_tokens=12)
+_LOGPROB = m.TokenLogprob(token=5, logprob=-0.25, top=((5, -0.25), (9, -1.5)))
+_TIMING = m.Timing(worker="w1", received=1.0, began=1.5, first=2.0, ended=2.5)
+_FAILURE = m.Failure(
+    code=m.ErrorCode.NATIVE_ERROR,
+    message="ValueError: no",
+    call="call-2",
+    function="count_words",
+    variable="d",
+    retryable=True,
+    attempt=2**20 + 1,
+)
+_RUNNING = m.Running(tenant="acme", session="s1", call="call-1", attempt=2**20)
+_WORKER_STATUS = m.WorkerStatus(
+    worker="w1",
+    kind=m.WorkerKind.ENGINE,
+    serves=("tiny",),
+    capacity=8,
+    running=2,
+    draining=False,
+    silent_seconds=0.5,
+)
+_SESSION_STATUS = m.SessionStatus(
+    tenant="acme", session="s1", name="demo", calls=10, waiting=4, ready=3, running=2, done=1
+)
+
+EXAMPLES: dict[str, Frozen] = {
+    "Objective": _OBJECTIVE,
+    "Sampling": _SAMPLING,
+    "Sampling.default": m.Sampling(),
+    "Transform": _TRANSFORM,
+    "ResponseFormat": _FORMAT,
+    "Text": m.Text(text="Grüße, 世界 🙂"),
+    "Input": _INPUT,
+    "Output": _OUTPUT,
+    "Message": _MESSAGE,
+    "Tool": _TOOL,
+    "ModelCall": _MODEL_CALL,
+    "Argument": _ARGUMENT,
+    "NativeCall": _NATIVE_CALL,
+    "Open": m.Open(protocol=1, lazy=True, ttl=60.0, priority=2, name="demo"),
+    "Open.default": m.Open(protocol=1),
+    "Declare": m.Declare(variables=("a", "b")),
+    "Submit": m.Submit(calls=(_MODEL_CALL, _NATIVE_CALL)),
+    "Want": m.Want(variables=("c",), objective=_OBJECTIVE),
+    "Cancel": m.Cancel(calls=("call-1",), reason="enough"),
+    "Close": m.Close(reason="done"),
+    "Usage": _USAGE,
+    "TokenLogprob": _LOGPROB,
+    "Timing": _TIMING,
+    "Value": m.Value(
+        text="hello",
+        json={"a": [1, 2.5, None, True]},
+        tokens=(1, 2, 3),
+        tokenizer="0af1",
+        finish=m.FinishReason.LENGTH,
+        usage=_USAGE,
+        logprobs=(_LOGPROB,),
+        model="tiny",
+        attempt=2**20 + 1,
+        call="call-1",
+        timing=_TIMING,
+    ),
+    "Value.set": m.Value(text=""),
+    "Failure": _FAILURE,
+    "Cancellation": m.Cancellation(reason="closed", call="call-1"),
+    "Chunk": m.Chunk(attempt=2**20 + 1, text="he", tokens=(1,), last=True, finish=m.FinishReason.LENGTH),
+    "Running": _RUNNING,
+    "Announce": m.Announce(
+        protocol=1,
+        worker="w1",
+        kind=m.WorkerKind.ENGINE,
+        incarnation="i1",
+        serves=("tiny",),
+        capacity=8,
+        tokens=4096,
+        context_length=2048,
+        resumable=True,
+        draining=True,
+        tenant="acme",
+        running=(_RUNNING,),
+    ),
+    "Beat": m.Beat(worker="w1", incarnation="i1", running=(_RUNNING,), load={"pages": 0.5}),
+    "Leave": m.Leave(worker="w1", incarnation="i1"),
+    "Hello": m.Hello(protocol=1, scheduler="sched-1", lease=5),
+    "Run": m.Run(tenant="acme", session="s1", call=_NATIVE_CALL, attempt=2**20 + 1, lease=1, resume=True),
+    "Stop": m.Stop(tenant="acme", session="s1", call="call-1", attempt=2**20 + 1, lease=1),
+    "Drain": m.Drain(lease=5),
+    "Event": m.Event(
+        worker="w1",
+        kind=m.EventKind.FAILED,
+        tenant="acme",
+        session="s1",
+        call="call-2",
+        attempt=2**20 + 1,
+        failure=_FAILURE,
+        usage=_USAGE,
+    ),
+    "Alive": m.Alive(),
+    "StatusRequest": m.StatusRequest(),
+    "WorkerStatus": _WORKER_STATUS,
+    "SessionStatus": _SESSION_STATUS,
+    "Status": m.Status(
+        scheduler="sched-1", lease=5, workers=(_WORKER_STATUS,), sessions=(_SESSION_STATUS,), queued=3, rejected=1
+    ),
+}
+"""By name: the class's, with a suffix for further examples of it."""
+
+
+def load() -> dict[str, bytes]:
+    """The golden bytes by the name of their example."""
+    return {name: bytes.fromhex(text) for name, text in json.loads(FILE.read_text()).items()}
+
+
+def add_missing() -> list[str]:
+    """Write the bytes of examples that have none; returns their names."""
+    known = load() if FILE.exists() else {}
+    missing = [name for name in EXAMPLES if name not in known]
+    added = known | {name: codec.encode(EXAMPLES[name]) for name in missing}
+    FILE.write_text(json.dumps({name: data.hex() for name, data in added.items()}, indent=1) + "\n")
+    return missing
+
+
+if __name__ == "__main__":
+    print("added:", ", ".join(add_missing()) or "nothing")
