@@ -1,0 +1,1 @@
+"""Agents as workers: the host that runs functions over the worker protocol."""

@@ -1,0 +1,111 @@
+"""Logs: one structured event a line, ids bound to the context at the mailbox, no secret ever.
+
+Readable on a terminal, JSON elsewhere. Only standard error is written: standard output belongs to results. Library code
+calls `structlog.get_logger()` and needs nothing from here; each process calls `configure` once, at its start.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any, TextIO
+
+import structlog
+
+from myna.actors.config import LogFormat, LogSettings
+
+_SECRET_KEY = re.compile(r"pass(word|wd)?|secret|(auth|access)_?token|credential|authorization|api_?key", re.IGNORECASE)
+_SECRET_URL = re.compile(r"(?<=://)[^\s/@]+@")
+HIDDEN = "(hidden)"
+
+
+def configure(settings: LogSettings, *, process: str, stream: TextIO | None = None) -> None:
+    """Set up structlog and the standard library's logging for this process. `process` is in every event."""
+    out = sys.stderr if stream is None else stream
+    text = settings.format is LogFormat.TEXT or (settings.format is LogFormat.AUTO and out.isatty())
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    structlog.configure(
+        processors=[*_SHARED, *_renderers(text=text, colors=text and out.isatty())],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=False,  # tests capture logs after loggers were first used
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+    _adopt_standard_library(out, level, text=text)
+
+
+def calm() -> None:
+    """For a library in an application that has not configured structlog: warnings and worse, on standard error."""
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[*_SHARED, *_renderers(text=sys.stderr.isatty(), colors=sys.stderr.isatty())],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+            cache_logger_on_first_use=False,
+        )
+
+
+def to_file(file: TextIO, settings: LogSettings, *, process: str) -> Any:
+    """A logger of its own that writes JSON to `file`, whatever the application has configured."""
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    return structlog.wrap_logger(
+        structlog.WriteLogger(file),
+        processors=[*_SHARED, *_renderers(text=False, colors=False)],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+    ).bind(process=process)
+
+
+def bound(**ids: object) -> AbstractContextManager[None]:
+    """Bind ids (session, call, worker, ...) to every event logged inside the block, tasks started there included."""
+    return structlog.contextvars.bound_contextvars(**ids)
+
+
+def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Processor: values under a secret's name, and user and password in URLs, are not shown."""
+    return {key: _hide(key, value) for key, value in event.items()}
+
+
+def _hide(key: str, value: Any) -> Any:
+    if _SECRET_KEY.search(key):
+        return HIDDEN
+    if isinstance(value, str):
+        return _SECRET_URL.sub(f"{HIDDEN}@", value)
+    if isinstance(value, dict):
+        return {k: _hide(str(k), v) for k, v in value.items()}
+    return value
+
+
+_SHARED: list[structlog.typing.Processor] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    hide_secrets,
+]
+
+
+def _renderers(*, text: bool, colors: bool) -> list[structlog.typing.Processor]:
+    if text:
+        return [structlog.dev.ConsoleRenderer(colors=colors)]
+    return [
+        structlog.processors.dict_tracebacks,
+        structlog.processors.JSONRenderer(default=str),
+    ]
+
+
+def _adopt_standard_library(out: TextIO, level: int, *, text: bool) -> None:
+    """What libraries log goes the same way; below `warning` they say too much."""
+    handler = logging.StreamHandler(out)
+    rendered = _renderers(text=text, colors=False)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*_SHARED, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *rendered,
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)

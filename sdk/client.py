@@ -1,0 +1,224 @@
+"""Connections: where sessions come from.
+
+    async with myna.session() as s: …                     what is configured, a running `myna up`, or a machine of our own
+    async with myna.connect("nats://host:4222") as c: …   one connection for many sessions, and the default inside the block
+
+The default connection of an event loop opens with its first session and closes with its last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+from weakref import WeakKeyDictionary
+
+from myna.actors import config
+from myna.actors.bus import Bus
+from myna.actors.messages import Tenant
+from myna.sdk.session import ClientSource, Session
+
+
+class Connected(Protocol):
+    """Who wants to know of a connection that was lost and is back."""
+
+    def lost(self) -> None:
+        """Messages may have been lost."""
+
+    async def close(self) -> None:
+        """The connection is about to be closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """As whom to connect."""
+
+    user: str
+    password: str = field(repr=False)
+
+
+class Client:
+    """A connection, made by `connect`: `async with connect() as client`, or `await connect()` and `await client.close()`.
+
+    With a `bus` it is used as it is, and left open.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        credential: Credential | None = None,
+        *,
+        tenant: str | None = None,
+        name: str = "myna-sdk",
+        bus: Bus | None = None,
+    ) -> None:
+        self._address = address
+        self._credential = credential
+        self._name = name
+        self._given = bus
+        self._bus: Bus | None = bus
+        self._tenant = tenant
+        self._opening = asyncio.Lock()
+        self._readers: set[Connected] = set()
+        self._token: Token[Client | None] | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self.open().__await__()
+
+    async def open(self) -> Client:
+        """Connect, if that is not done. Raises `bus.Unavailable`, `bus.NotAllowed`, `ConfigError`, `NotReady`."""
+        async with self._opening:
+            if self._bus is None:
+                settings = await self._settings()
+                self._tenant = self._tenant or settings.tenant
+                self._bus = await config.connect_bus(settings, self._name, on_reconnect=self._reconnected)
+        return self
+
+    async def _settings(self) -> config.Settings:
+        settings = config.read()
+        if self._address is not None:
+            user, password = (self._credential.user, self._credential.password) if self._credential else (None, None)
+            return config.with_address(settings, config.Address(self._address, user, password))
+        from myna.actors.machine import home
+
+        located = home.located(settings)
+        if located.address is not None:
+            return located
+        from myna.sdk.embedded import embedded_settings
+
+        return await embedded_settings(settings)
+
+    async def close(self) -> None:
+        """Close the sessions that are still open, then the connection. Idempotent."""
+        for reader in list(self._readers):
+            await reader.close()
+        bus, self._bus = self._bus, None
+        if bus is not None and bus is not self._given:
+            await bus.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        self._token = _CURRENT.set(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            _CURRENT.reset(self._token)
+        await self.close()
+
+    def session(self, name: str = "session", *, lazy: bool = False, ttl: float = 3600.0, priority: int = 0) -> Session:
+        """A new session, to be opened with `async with`; see `Session`."""
+        return Session(self._use, name, lazy=lazy, ttl=ttl, priority=priority)
+
+    def attach(self, session_id: str) -> Session:
+        """A session that another process has opened, to read, set and submit in it. Leaving it does not close it."""
+        return Session(self._use, session_id, attach_to=session_id)
+
+    # --- for sessions ---
+
+    @property
+    def bus(self) -> Bus:
+        """The open connection."""
+        if self._bus is None:
+            raise RuntimeError("this client is not connected: use `async with myna.connect()`")
+        return self._bus
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose sessions these are."""
+        return Tenant(self._tenant or "default")
+
+    async def _use(self) -> Client:
+        return await self.open()
+
+    async def leave(self) -> None:
+        """A session that used this client has ended."""
+
+    def remember(self, reader: Connected) -> None:
+        """Tell `reader` of lost messages."""
+        self._readers.add(reader)
+
+    def forget(self, reader: Connected) -> None:
+        """Tell `reader` no more."""
+        self._readers.discard(reader)
+
+    def _reconnected(self) -> None:
+        for reader in list(self._readers):
+            reader.lost()
+
+
+_CURRENT: ContextVar[Client | None] = ContextVar("myna_client", default=None)
+
+
+class _DefaultClient(Client):
+    """The client that the sessions of one event loop share: open while there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = asyncio.Lock()
+        self._users = 0
+
+    async def _use(self) -> Client:
+        async with self._lock:
+            await self.open()
+            self._users += 1
+        return self
+
+    async def leave(self) -> None:
+        """Close after the last one."""
+        async with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                await self.close()
+
+
+_DEFAULTS: WeakKeyDictionary[asyncio.AbstractEventLoop, _DefaultClient] = WeakKeyDictionary()
+
+
+async def _current_or_default() -> Client:
+    current = _CURRENT.get()
+    if current is not None:
+        return await current.open()
+    return await default_client()
+
+
+async def default_client() -> Client:
+    """The default connection of the running event loop, opened if it is not; whoever gets it leaves it again."""
+    loop = asyncio.get_running_loop()
+    client = _DEFAULTS.get(loop)
+    if client is None:
+        client = _DEFAULTS[loop] = _DefaultClient()
+    return await client._use()
+
+
+def connect(
+    address: str | None = None,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    tenant: str | None = None,
+    name: str = "myna-sdk",
+    bus: Bus | None = None,
+) -> Client:
+    """A connection to `address` (`nats://host:port`, several separated by commas), else to what MYNA_URL says, else to the
+    running `myna up`, else to a machine of this process's own. To be opened with `async with` or `await`; see `Client`."""
+    credential = Credential(user, password) if user is not None and password is not None else None
+    return Client(address, credential, tenant=tenant, name=name, bus=bus)
+
+
+_SOURCE: ClientSource = _current_or_default
+
+
+def session(name: str = "session", *, lazy: bool = False, ttl: float = 3600.0, priority: int = 0) -> Session:
+    """A new session on the current connection, or on the default one: `async with myna.session() as s`. See `Session`."""
+    return Session(_SOURCE, name, lazy=lazy, ttl=ttl, priority=priority)
+
+
+def attach(session_id: str) -> Session:
+    """The session of this id on the current or default connection; see `Client.attach`."""
+    return Session(_SOURCE, session_id, attach_to=session_id)

@@ -1,0 +1,281 @@
+"""The shell around `reader`: subscriptions, direct gets and one timer, for all readers of one session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+import structlog
+
+from myna.actors import codec, subjects
+from myna.actors.bus import Bus, BusError, Delivery, Subscription
+from myna.actors.messages import Chunk, Close, ErrorCode, Failure, LogEntry, Outcome, SessionId, Tenant, Value, VarId
+from myna.sdk import reader
+from myna.sdk.errors import StreamBroken
+
+_log = structlog.get_logger(__name__)
+
+MOST_GETS = 32
+"""Direct gets in flight at once."""
+
+
+class Audience(Protocol):
+    """Who is told what was read."""
+
+    def expects(self, variable: VarId) -> bool:
+        """Whether anybody here has a use for this variable's outcome."""
+
+    def deliver(self, variable: VarId, outcome: Outcome) -> None:
+        """A variable has its outcome."""
+
+    def give_up(self, variable: VarId) -> None:
+        """The session has ended without an outcome of this variable."""
+
+
+class Reading:
+    """Reads one session's values for `audience`. All tasks belong to `tasks`."""
+
+    def __init__(
+        self, bus: Bus, tenant: Tenant, session: SessionId, audience: Audience, tasks: asyncio.TaskGroup
+    ) -> None:
+        self._bus = bus
+        self._tenant = tenant
+        self._session = session
+        self._audience = audience
+        self._tasks = tasks
+        self._core = reader.ValueReader(listens=False)
+        self._subscriptions: dict[VarId | None, Subscription] = {}
+        self._desired: set[VarId | None] = set()
+        self._syncing: set[VarId | None] = set()
+        self._gets: deque[VarId] = deque()
+        self._getters = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._streams: set[Callable[[], None]] = set()
+        self.closed = False
+        self._loop = asyncio.get_running_loop()
+
+    async def listen_to_all(self) -> None:
+        """Subscribe to all values of the session; what is made after this returns is fresh. Raises `BusError`."""
+        self._desired.add(None)
+        await self._listen(None)
+        self._feed(reader.Listening(None, self._loop.time()))
+
+    def want(self, variable: VarId, *, fresh: bool) -> None:
+        """Somebody waits for `variable`."""
+        self._feed(reader.Wanted(variable, self._loop.time(), fresh))
+
+    def unwant(self, variable: VarId) -> None:
+        """Nobody waits for `variable` any more."""
+        self._feed(reader.Unwanted(variable))
+
+    def lost(self) -> None:
+        """Messages may have been lost."""
+        self._feed(reader.Lost(self._loop.time()))
+        for notify in self._streams:
+            notify()
+
+    async def close(self) -> None:
+        """End all subscriptions. Nothing is read any more."""
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for subscription in list(self._subscriptions.values()):
+            await subscription.close()
+        self._subscriptions.clear()
+
+    # --- values ---
+
+    def _feed(self, event: reader.ValueEvent) -> None:
+        if self.closed:
+            return
+        for command in self._core.handle(event):
+            match command:
+                case reader.Listen(variable):
+                    self._desired.add(variable)
+                    self._tasks.create_task(self._sync(variable))
+                case reader.Unlisten(variable):
+                    self._desired.discard(variable)
+                    self._tasks.create_task(self._sync(variable))
+                case reader.Get(variable):
+                    self._gets.append(variable)
+                    self._start_getter()
+                case reader.Probe():
+                    self._tasks.create_task(self._probe())
+                case reader.GiveUp(variable):
+                    self._audience.give_up(variable)
+        self._arm()
+
+    def _arm(self) -> None:
+        due = self._core.due
+        if self._timer is not None and (due is None or self._timer.when() != due):
+            self._timer.cancel()
+            self._timer = None
+        if due is not None and self._timer is None:
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._feed(reader.Tick(self._loop.time()))
+
+    async def _sync(self, variable: VarId | None) -> None:
+        """Make the subscription be there, or not, as was last asked for."""
+        if variable in self._syncing:
+            return
+        self._syncing.add(variable)
+        try:
+            while (variable in self._desired) != (variable in self._subscriptions):
+                if variable in self._desired:
+                    await self._listen(variable)
+                else:
+                    await self._subscriptions.pop(variable).close()
+        except BusError as error:  # no live message will come: the gets, with their back-off, find the value
+            _log.warning("subscription_failed", session=self._session, variable=variable, error=str(error))
+        finally:
+            self._syncing.discard(variable)
+        if variable in self._desired:
+            self._feed(reader.Listening(variable, self._loop.time()))
+
+    async def _listen(self, variable: VarId | None) -> None:
+        name = (
+            subjects.read_all(self._tenant, self._session)
+            if variable is None
+            else subjects.read(self._tenant, self._session, variable)
+        )
+        self._subscriptions[variable] = await self._bus.subscribe(name, self._on_value, on_error=self._overflowed)
+
+    def _overflowed(self, error: BusError) -> None:
+        _log.warning("values_lost", session=self._session, error=str(error))
+        self.lost()
+
+    async def _on_value(self, delivery: Delivery) -> None:
+        variable = subjects.parse(delivery.subject).variable
+        if variable is not None and self._audience.expects(variable):
+            self._found(variable, delivery.data)
+
+    def _found(self, variable: VarId, data: bytes) -> None:
+        try:
+            outcome: Outcome = codec.decode(data, Outcome)
+        except codec.WireError as error:
+            _log.warning("value_unreadable", session=self._session, variable=variable, error=str(error))
+            outcome = Failure(
+                code=ErrorCode.ENGINE_ERROR, message=f"its value can't be read: {error}", variable=variable
+            )
+        self._audience.deliver(variable, outcome)
+        self._feed(reader.Found(variable))
+
+    def _start_getter(self) -> None:
+        if self._getters < MOST_GETS:
+            self._getters += 1
+            self._tasks.create_task(self._get_all())
+
+    async def _get_all(self) -> None:
+        try:
+            while self._gets:
+                await self._get(self._gets.popleft())
+        finally:
+            self._getters -= 1
+
+    async def _get(self, variable: VarId) -> None:
+        try:
+            stored = await self._bus.get(subjects.VALUES, subjects.write(self._tenant, self._session, variable))
+        except BusError:
+            self._feed(reader.Missing(variable, self._loop.time(), answered=False))
+            return
+        if stored is None:
+            self._feed(reader.Missing(variable, self._loop.time()))
+        else:
+            self._found(variable, stored.data)
+
+    async def _probe(self) -> None:
+        try:
+            last = await self._bus.get(subjects.LOG, subjects.log(self._tenant, self._session))
+            ended = last is None or isinstance(codec.decode(last.data, LogEntry), Close)
+        except (BusError, codec.WireError):
+            return
+        if ended:
+            self._feed(reader.Gone(self._loop.time()))
+
+    # --- streams ---
+
+    async def chunks(
+        self, variable: VarId, ended: Callable[[Callable[[Outcome | None], None]], None]
+    ) -> AsyncGenerator[str, None]:
+        """The text of `variable`, piece by piece. `ended` is given a callback for the variable's end. Ends without an
+        error also where the variable has failed: its reader looks at the outcome. Raises `StreamBroken`."""
+        core = reader.ChunkReader()
+        queue: asyncio.Queue[reader.ChunkEvent] = asyncio.Queue()
+        notify = self._listen_for_losses(queue)
+        subscription = await self._subscribe_chunks(variable, queue)
+        ended(lambda outcome: queue.put_nowait(reader.Ended(outcome)))
+        queue.put_nowait(reader.Subscribed())
+        try:
+            while not core.finished:
+                for command in core.handle(await self._next(queue, core.due)):
+                    match command:
+                        case reader.Deliver(text):
+                            yield text
+                        case reader.GetChunk(n):
+                            queue.put_nowait(await self._get_chunk(variable, n))
+                        case reader.Finish(complete=False, outcome=Value()):
+                            raise StreamBroken(
+                                f"the stream of {variable!r} does not lead to its value: await the value"
+                            )
+                        case reader.Finish():
+                            return
+        finally:
+            self._streams.discard(notify)
+            if subscription is not None:
+                await subscription.close()
+
+    def _listen_for_losses(self, queue: asyncio.Queue[reader.ChunkEvent]) -> Callable[[], None]:
+        def notify() -> None:
+            queue.put_nowait(reader.Lost(self._loop.time()))
+
+        self._streams.add(notify)
+        return notify
+
+    async def _subscribe_chunks(self, variable: VarId, queue: asyncio.Queue[reader.ChunkEvent]) -> Subscription | None:
+        async def arrived(delivery: Delivery) -> None:
+            n = subjects.parse(delivery.subject).chunk
+            chunk = _chunk(delivery.data)
+            if n is not None and chunk is not None:
+                queue.put_nowait(reader.Came(n, chunk))
+
+        def overflowed(_: BusError) -> None:
+            queue.put_nowait(reader.Lost(self._loop.time()))
+
+        name = subjects.read_chunks(self._tenant, self._session, variable)
+        try:
+            return await self._bus.subscribe(name, arrived, on_error=overflowed)
+        except BusError as error:  # the gets, with their back-off, still find the chunks
+            _log.warning("subscription_failed", session=self._session, variable=variable, error=str(error))
+            return None
+
+    async def _next(self, queue: asyncio.Queue[reader.ChunkEvent], due: float | None) -> reader.ChunkEvent:
+        if due is None:
+            return await queue.get()
+        try:
+            async with asyncio.timeout_at(due):
+                return await queue.get()
+        except TimeoutError:
+            return reader.Tick(self._loop.time())
+
+    async def _get_chunk(self, variable: VarId, n: int) -> reader.ChunkEvent:
+        name = subjects.write_chunk(self._tenant, self._session, variable, n)
+        try:
+            stored = await self._bus.get(subjects.CHUNKS, name)
+        except BusError:
+            return reader.NoChunk(n, self._loop.time(), answered=False)
+        chunk = _chunk(stored.data) if stored is not None else None
+        return reader.NoChunk(n, self._loop.time()) if chunk is None else reader.Came(n, chunk, asked=True)
+
+
+def _chunk(data: bytes) -> Chunk | None:
+    try:
+        chunk: Chunk = codec.decode(data, Chunk)
+    except codec.WireError as error:
+        _log.warning("chunk_unreadable", error=str(error))
+        return None
+    return chunk
