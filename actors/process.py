@@ -1,6 +1,7 @@
 """What every actor's process does around its actor: settings, logs, signals, exit status.
 
-Exit status: 0 after a graceful stop, 1 when the actor can't go on (its supervisor starts it again), 2 for wrong settings.
+Exit status: 0 after a graceful stop, 1 when the actor can't go on (its supervisor starts it again), 2 where starting it again
+would not help: wrong settings, a model that is refused.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ Serve = Callable[[Settings, asyncio.Event], Awaitable[None]]
 """An actor's life: returns after the event (a signal to stop) is set; raises where it can't go on."""
 
 
-def run(name: str, serve: Serve, *, expected: tuple[type[Exception], ...] = ()) -> None:
-    """Run an actor as this process, and exit. `expected`: errors that say all there is to say without a traceback."""
+def run(
+    name: str, serve: Serve, *, expected: tuple[type[Exception], ...] = (), final: tuple[type[Exception], ...] = ()
+) -> None:
+    """Run an actor as this process, and exit. `expected`: errors that say all there is to say without a traceback; `final`:
+    those of them after which starting again would not help."""
     try:
         settings = config.read()
     except ConfigError as error:
@@ -33,14 +37,12 @@ def run(name: str, serve: Serve, *, expected: tuple[type[Exception], ...] = ()) 
     log = structlog.get_logger(__name__)
     try:
         asyncio.run(_until_stopped(settings, serve))
-    except ConfigError as error:
-        log.error("wrong settings", reason=str(error))
-        sys.exit(2)
     except Exception as error:
-        if not isinstance(error, (BusError, *expected)):
+        useless = isinstance(error, (ConfigError, *final))
+        if not useless and not isinstance(error, (BusError, *expected)):
             raise
         log.error("can't go on", reason=str(error), kind=type(error).__name__)
-        sys.exit(1)
+        sys.exit(2 if useless else 1)
 
 
 async def _until_stopped(settings: Settings, serve: Serve) -> None:

@@ -175,9 +175,3 @@ def current_session() -> Any:
         raise NoSession("no session is open here: use `async with myna.session():`")
     return session
 
-
-async def serve_agents(targets: tuple[str, ...], settings: Any = None) -> None:
-    """Serve the agents of `targets` (`module`, or `module:name`) until a signal ends it; see `serving`."""
-    from myna.sdk.serving import serve_targets
-
-    await serve_targets(targets, settings)

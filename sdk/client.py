@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 from weakref import WeakKeyDictionary
 
-from myna.actors import config
+from myna.actors import config, logs
 from myna.actors.bus import Bus
 from myna.actors.messages import Tenant
 from myna.sdk.session import ClientSource, Session
@@ -72,6 +72,7 @@ class Client:
         """Connect, if that is not done. Raises `bus.Unavailable`, `bus.NotAllowed`, `ConfigError`, `NotReady`."""
         async with self._opening:
             if self._bus is None:
+                logs.calm()
                 settings = await self._settings()
                 self._tenant = self._tenant or settings.tenant
                 self._bus = await config.connect_bus(settings, self._name, on_reconnect=self._reconnected)

@@ -11,7 +11,7 @@ from myna.actors import config, process
 from myna.actors.config import Settings
 from myna.actors.messages import WorkerId
 from myna.actors.subjects import token
-from myna.actors.worker.backend import Backend, BackendDied
+from myna.actors.worker.backend import Backend, BackendDied, BackendRefused
 from myna.actors.worker.noop import NoopBackend
 from myna.actors.worker.shell import Worker, WorkerFailed
 
@@ -45,4 +45,4 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
         await bus.close()
 
 
-process.run("engine-host", _serve, expected=(WorkerFailed, BackendDied))
+process.run("engine-host", _serve, expected=(WorkerFailed, BackendDied), final=(BackendRefused,))

@@ -36,6 +36,7 @@ from myna.actors.program import outputs_of
 from myna.actors.worker.backend import (
     Backend,
     BackendDied,
+    BackendRefused,
     Job,
     JobEnded,
     JobFailed,
@@ -239,7 +240,7 @@ class EngineBackend(Backend):
 
     def _request_failed(self, report: frames.FailedReport) -> None:
         if not report.request_id:  # the model could not be loaded
-            self._ready.set_exception(BackendDied(report.message))
+            self._ready.set_exception(BackendRefused(report.message))
             return
         running = self._running.pop(report.request_id, None)
         if running is not None:

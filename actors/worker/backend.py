@@ -108,6 +108,10 @@ class BackendDied(Exception):
     """The backend can't go on: the worker leaves, and its supervisor starts it again."""
 
 
+class BackendRefused(BackendDied):
+    """The backend can never work as it is configured (a model that is not admitted): starting it again would not help."""
+
+
 class Backend(ABC):
     """Does a worker's work."""
 

@@ -44,6 +44,7 @@ from myna.actors.messages import (
     WorkerId,
 )
 from myna.actors.outcomes import shortened
+from myna.actors.plain import is_plain
 from myna.actors.program import inputs_of
 from myna.actors.worker.backend import Job, JobEnded, JobFailed, OutputEnded, Produced, Report, Resumed, RunKey
 from myna.actors.worker.events import (
@@ -334,6 +335,10 @@ class WorkerCore:
                 message = f"output {output.variable!r}: {error}"
                 self._fail(attempt.key, Failure(code=ErrorCode.TRANSFORM_FAILED, message=message))
                 return
+        if not is_plain(data):
+            message = f"output {output.variable!r}: its parsed form is not JSON data, or nested too deep"
+            self._fail(attempt.key, Failure(code=ErrorCode.ENGINE_ERROR, message=message))
+            return
         output.publishing = True
         value = Value(
             text=text,

@@ -200,9 +200,23 @@ class Worker:
             commands = self._core.handle(event)
         except Exception:
             log.exception("the core failed on an event, which was skipped", event=repr(event)[:500])
-            return
+            commands = self._give_up(event)
         for command in commands:
             self._execute(command)
+
+    def _give_up(self, event: WorkerEvent) -> list[WorkerCommand]:
+        """End the attempt that the core can't go on with: else it would be held, and waited for, for ever."""
+        match event:
+            case Reported(report=report):
+                key = report.key
+            case Read() | Stored() | Refused() | NotStored() | Due():
+                key = event.key
+            case Asked() | Draining():
+                return []
+            case _:
+                assert_never(event)
+        failure = Failure(code=ErrorCode.ENGINE_ERROR, message=f"worker {self._worker!r} failed on call {key[2]!r}")
+        return self._core.handle(NotStored(key, VarId(""), failure, self._now()))
 
     # --- commands ---
 
@@ -332,13 +346,18 @@ class Worker:
 
     # --- writing ---
 
+    def _id(self, subject: str, key: RunKey) -> str:
+        """By which the stream knows a repeated publish. Ids are a whole stream's, so that one who could guess it could make the
+        stream take ours for a repetition; nobody but schedulers knows our incarnation."""
+        return f"{subject}:{key[3]}:{self._incarnation}"
+
     async def _put_chunk(self, command: PutChunk) -> None:
         key, variable, n = command.key, command.variable, command.n
         subject = subjects.write_chunk(*key[:2], variable, n)
         event: WorkerEvent
         try:
             data = codec.encode(command.chunk)
-            await self._bus.append(subject, data, message_id=f"{subject}:{key[3]}", timeout=PATIENCE)
+            await self._bus.append(subject, data, message_id=self._id(subject, key), timeout=PATIENCE)
             event = Stored(key, variable, n, self._now())
         except AlreadyAssigned:
             event = await self._compare(key, variable, n, subject)
@@ -353,7 +372,7 @@ class Worker:
         try:
             value = _by_wall_clock(command.value, time.time() - self._now())
             data, headers = outcomes.pack(value)
-            await self._bus.append(subject, data, message_id=f"{subject}:{key[3]}", headers=headers, timeout=PATIENCE)
+            await self._bus.append(subject, data, message_id=self._id(subject, key), headers=headers, timeout=PATIENCE)
             self._values.put(subject, value, len(data))
             event = Stored(key, variable, None, self._now())
         except AlreadyAssigned:

@@ -307,7 +307,7 @@ async def test_an_agent_process_serves_and_a_signal_ends_it(nats: NatsNetwork, g
         "MYNA_PASSWORD": nats.server.config.password or "",
         "PYTHONPATH": str(greeter),
     }
-    code = "import asyncio, myna.sdk.agent as a; asyncio.run(a.serve_agents(('greeter:hello',)))"
+    code = "import asyncio, myna.sdk.serving as s; asyncio.run(s.serve_targets(('greeter:hello',), None))"
     async with stage(nats.bus) as cast:
         await cast.scheduler()
         process = await asyncio.create_subprocess_exec(sys.executable, "-W", "error", "-c", code, env=environment)

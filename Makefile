@@ -1,0 +1,36 @@
+# Needs nothing but make, bash and a Python >= 3.11 with venv and pip. The first target installs into .venv; later ones are quick.
+SHELL := bash
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo dev test check format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+demo: ## Run the demonstration on the real default model
+	@.ci/venv local
+	@$(BIN)/myna demo showcase
+
+dev: ## Install everything that work on Myna needs
+	@.ci/venv dev
+
+test: ## Run the tests; name some with: make test T=tests/actors
+	@.ci/venv dev
+	$(BIN)/python -m pytest $(T)
+
+check: ## Lint, formatting, types, import laws
+	@.ci/venv dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_laws.py
+
+format: ## Format the code
+	@.ci/venv dev
+	$(BIN)/ruff check --fix --exit-zero --quiet
+	$(BIN)/ruff format
+
+clean: ## Remove what was installed and built
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .src/myna.egg-info

@@ -1,0 +1,5 @@
+"""How a supervised process begins; see `child`."""
+
+from myna.actors.machine.child import main
+
+main()

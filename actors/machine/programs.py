@@ -1,0 +1,99 @@
+"""What the processes of one machine are: a NATS server, a scheduler, and engines."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from myna.actors.machine.process import ModuleProgram, Program, Running
+from myna.actors.machine.supervisor import Child
+from myna.actors.server import Server, ServerConfig
+
+SCHEDULER = "myna.actors.scheduler"
+ENGINE_HOST = "myna.actors.engine_host"
+
+ENGINE_GRACE = 15.0
+"""Seconds in which an engine may finish what runs, and a fault there may be noticed."""
+
+
+class NatsProgram:
+    """A NATS server that keeps its port, password and store when it is started again."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._server: Server | None = None
+
+    async def launch(self) -> Running:
+        """Start it. Raises `OSError`, `ServerError`."""
+        if self._server is None:
+            self._server = await Server.start(self._config)
+        else:
+            await self._server.restart()
+        return NatsProcess(self._server)
+
+    @property
+    def url(self) -> str:
+        """Where it listens. Raises `RuntimeError` before the first start."""
+        if self._server is None:
+            raise RuntimeError("the NATS server was not started yet")
+        return self._server.url
+
+
+class NatsProcess:
+    """A started NATS server, as the supervisor sees a process."""
+
+    def __init__(self, server: Server) -> None:
+        if server.pid is None:
+            raise RuntimeError("the NATS server ended at once")
+        self._server = server
+        self._pid = server.pid
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._pid
+
+    async def ready(self) -> None:
+        """It was awaited by `launch`."""
+
+    async def wait(self) -> int:
+        """Its exit status, or minus the signal that ended it."""
+        status = await self._server.wait()
+        await self._server.stop()  # reads the rest of its log
+        return status
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens if it is gone."""
+        if self._server.pid == self._pid:
+            os.kill(self._pid, number)
+
+    def last_lines(self) -> tuple[str, ...]:
+        """The last lines of its log."""
+        return tuple(self._server.log.splitlines()[-8:])
+
+
+def children(engines: int) -> list[Child]:
+    """The processes of a machine, each after those that it needs. They stop the other way round."""
+    return [
+        Child("nats", rank=0, grace=5.0),
+        Child("scheduler", needs=("nats",), rank=1, grace=5.0),
+        *(
+            Child(f"engine-{n}", needs=("nats",), rank=2, grace=ENGINE_GRACE, start_timeout=None)
+            for n in range(1, engines + 1)
+        ),
+    ]
+
+
+def programs(
+    nats: NatsProgram, environment: Callable[[], Mapping[str, str]], logs: Path, *, engines: int, noop: bool
+) -> dict[str, Program]:
+    """How each of `children` is started. `logs` is the folder of their log files."""
+    options = ("--noop",) if noop else ()
+    hosts = {
+        name: ModuleProgram(ENGINE_HOST, "--name", name, *options, environment=environment, log=logs / f"{name}.log")
+        for name in (f"engine-{n}" for n in range(1, engines + 1))
+    }
+    scheduler = ModuleProgram(SCHEDULER, environment=environment, log=logs / "scheduler.log")
+    return {"nats": nats, "scheduler": scheduler, **hosts}

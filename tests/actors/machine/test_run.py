@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from myna.actors import codec, config, subjects
+from myna.actors.bus import NotAllowed
+from myna.actors.config import Settings
+from myna.actors.machine import MachineFailed, Plan, embedded, home
+from myna.actors.machine.shell import States
+from myna.actors.machine.supervisor import Policy, State
+from myna.actors.messages import Status, StatusRequest
+from tests.actors.machine.processes import command, descendants, ended
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
+
+PARTS = ("nats-server", "myna.actors.scheduler", "myna.actors.engine_host")
+
+
+class Up:
+    """A real `myna up --noop` in a home of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
+        self.process = process
+        self.home = folder
+
+    @classmethod
+    async def start(cls, folder: Path, *options: str) -> Up:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "myna", "up", "--noop", *options),
+            env={**os.environ, "MYNA_HOME": str(folder), "MYNA_LOG_FORMAT": "json"},
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        return cls(process, folder)
+
+    async def lines_until(self, text: str) -> list[str]:
+        """What it says, up to the line that has `text`."""
+        assert self.process.stderr is not None
+        said: list[str] = []
+        async with asyncio.timeout(40):
+            async for raw in self.process.stderr:
+                said.append(raw.decode())
+                if text in said[-1]:
+                    return said
+        raise AssertionError(f"ended without {text!r}:\n{''.join(said)}")
+
+    def part(self, text: str) -> int:
+        (pid,) = [pid for pid, line in descendants(self.process.pid).items() if text in line]
+        return pid
+
+    @property
+    def settings(self) -> Settings:
+        return home.located(config.read({"MYNA_HOME": str(self.home)}))
+
+
+@pytest.fixture
+async def up(tmp_path: Path) -> AsyncIterator[Up]:
+    """A machine that is ready; it is killed at the end if the test left it."""
+    machine = await Up.start(tmp_path / "home")
+    try:
+        await machine.lines_until("ready at")
+        yield machine
+    finally:
+        if machine.process.returncode is None:
+            machine.process.kill()
+        await machine.process.communicate()
+
+
+async def status_of(settings: Settings, *, workers: int = 1) -> Status:
+    """What the scheduler sees, once it has heard of so many workers: they greet it a moment after it has begun to lead."""
+    bus = await config.connect_bus(settings, "test")
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                answer = await bus.request(subjects.STATUS, codec.encode(StatusRequest()))
+                status: Status = codec.decode(answer.data, Status)
+                if len(status.workers) >= workers:
+                    return status
+    finally:
+        await bus.close()
+
+
+async def test_a_machine_answers_heals_and_leaves_no_process(up: Up) -> None:
+    before = descendants(up.process.pid)
+    assert [part for part in PARTS if not any(part in line for line in before.values())] == []
+    status = await status_of(up.settings)
+    assert [worker.serves for worker in status.workers] == [("noop",)]
+
+    for part in PARTS:  # each of them may die
+        victim = up.part(part)
+        os.kill(victim, signal.SIGKILL)
+        assert ended(victim)
+        said = await up.lines_until('"event": "ready"')
+        assert any("a process died" in line for line in said)
+        assert up.part(part) != victim
+    assert (await status_of(up.settings)).scheduler == status.scheduler
+
+    living = descendants(up.process.pid)
+    up.process.send_signal(signal.SIGTERM)
+    await up.lines_until("no process is left")
+    assert await up.process.wait() == 0
+    assert [line for pid in before | living if (line := command(pid))] == []
+    assert home.find(up.home) is None
+    assert not home.info_path(up.home).exists()
+
+
+async def test_a_supervisor_that_is_killed_takes_everybody_with_it(up: Up) -> None:
+    living = descendants(up.process.pid)
+    assert len(living) >= len(PARTS)
+    up.process.kill()
+    assert [line for pid, line in living.items() if not ended(pid)] == []
+    assert home.info_path(up.home).exists()  # nobody could remove it,
+    assert home.find(up.home) is None  # and nobody believes it
+
+
+async def test_a_machine_starts_again_where_one_was_killed(up: Up) -> None:
+    up.process.kill()
+    await up.process.wait()
+    again = await Up.start(up.home)
+    try:
+        await again.lines_until("ready at")
+        assert (await status_of(again.settings)).scheduler == "scheduler"
+    finally:
+        again.process.terminate()
+        await again.process.communicate()
+    assert again.process.returncode == 0
+
+
+async def test_the_password_is_its_owners_alone(up: Up) -> None:
+    for secret in (home.info_path(up.home), up.home / "nats" / "nats.conf"):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    for folder in (up.home, up.home / "nats", up.home / "logs"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    password = json.loads(home.info_path(up.home).read_text())["password"]
+    lines = [command(up.process.pid), *descendants(up.process.pid).values()]
+    assert all(password not in line for line in lines)
+    assert all(password not in log.read_text() for log in (up.home / "logs").iterdir())
+
+
+@pytest.mark.parametrize("wrong", [{"user": None, "password": None}, {"password": "guessed"}])
+async def test_nobody_comes_in_without_the_password(up: Up, wrong: dict[str, Any]) -> None:
+    settings = up.settings
+    assert settings.address is not None
+    stranger = config.with_address(settings, dataclasses.replace(settings.address, **wrong))
+    with pytest.raises(NotAllowed):
+        await config.connect_bus(stranger, "stranger")
+
+
+async def test_a_second_machine_says_who_runs_already(up: Up) -> None:
+    second = await Up.start(up.home)
+    _, said = await second.process.communicate()
+    assert second.process.returncode == 1
+    assert f"runs already in {up.home}: process {up.process.pid}" in " ".join(said.decode().split())
+    assert (await status_of(up.settings)).scheduler == "scheduler"
+
+
+async def test_an_interrupted_start_leaves_no_process(tmp_path: Path) -> None:
+    machine = await Up.start(tmp_path / "home")
+    await machine.lines_until('"name": "nats"')  # the others are just starting
+    living = descendants(machine.process.pid)
+    machine.process.send_signal(signal.SIGINT)
+    await machine.process.communicate()
+    assert machine.process.returncode == 0
+    assert [line for pid, line in living.items() if not ended(pid)] == []
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return config.read({"MYNA_HOME": str(tmp_path / "home"), "MYNA_CACHE": str(tmp_path / "cache")})
+
+
+async def test_an_application_has_a_machine_of_its_own_for_a_while(settings: Settings) -> None:
+    async with embedded(settings, Plan(engines=2, noop=True)) as reachable:
+        status = await status_of(reachable, workers=2)
+        assert sorted(worker.worker for worker in status.workers) == ["engine-1", "engine-2"]
+        living = descendants(os.getpid())
+        assert len(living) == 4
+    assert [line for pid in living if (line := command(pid))] == []
+    assert not settings.home.exists()
+
+
+async def test_an_error_in_the_block_comes_out_as_it_is(settings: Settings) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with embedded(settings, Plan(noop=True)):
+            raise KeyError("mine")
+    assert descendants(os.getpid()) == {}
+
+
+async def test_a_machine_that_cannot_be_kept_alive_ends_the_block_with_the_reason(settings: Settings) -> None:
+    ready: asyncio.Queue[int] = asyncio.Queue()
+
+    def look(states: States) -> None:
+        state, pid = states["scheduler"]
+        if state is State.READY and pid is not None:
+            ready.put_nowait(pid)
+
+    async def work() -> None:
+        plan = Plan(noop=True, policy=Policy(give_up_after=1, quick=1e6))
+        async with embedded(settings, plan, on_change=look):
+            os.kill(await ready.get(), signal.SIGKILL)
+            await asyncio.Event().wait()
+
+    with pytest.raises(MachineFailed, match="scheduler was ended by signal 9"):
+        await work()
+    assert descendants(os.getpid()) == {}

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from myna.actors import config
+from myna.actors.config import (
+    Address,
+    ConfigError,
+    Dtype,
+    EngineSettings,
+    LogFormat,
+    LogLevel,
+    LogSettings,
+    Settings,
+)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> dict[str, str]:
+    """An environment whose home has no settings file."""
+    return {"MYNA_HOME": str(tmp_path)}
+
+
+def test_nothing_need_be_configured(empty: dict[str, str]) -> None:
+    settings = config.read({**empty, "HOME": "/home/ada"})
+    assert settings.address is None
+    assert settings.tenant == "default"
+    assert settings.cache == Path("/home/ada/.cache/myna")
+    assert settings.engine == EngineSettings()
+
+
+def test_state_goes_where_xdg_says() -> None:
+    assert config.read({"HOME": "/h"}).home == Path("/h/.local/state/myna")
+    assert config.read({"HOME": "/h", "XDG_STATE_HOME": "/s"}).home == Path("/s/myna")
+    assert config.read({"HOME": "/h", "XDG_STATE_HOME": "relative"}).home == Path("/h/.local/state/myna")
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
+names = st.from_regex(r"[A-Za-z0-9_-]{1,80}", fullmatch=True)
+addresses = st.builds(Address, st.just("nats://a:1,tls://b:2"), texts, texts) | st.just(Address("nats://a:1"))
+settings_of_any_kind = st.builds(
+    Settings,
+    address=st.none() | addresses,
+    tenant=names,
+    home=st.just(Path("/nowhere")),
+    cache=names.map(lambda name: Path("/cache") / name),
+    log=st.builds(LogSettings, st.sampled_from(LogLevel), st.sampled_from(LogFormat)),
+    engine=st.builds(
+        EngineSettings,
+        model=st.none() | texts,
+        max_sequences=st.none() | st.integers(1, 999_999_999),
+        kv_memory=st.none() | st.integers(1, 10**15 - 1),
+        dtype=st.none() | st.sampled_from(Dtype),
+        device=st.none() | st.sampled_from(["cpu", "cuda", "cuda:3"]),
+    ),
+)
+
+
+@given(settings_of_any_kind)
+def test_a_child_process_reads_the_settings_that_its_parent_has(settings: Settings) -> None:
+    assert config.read(config.to_environment(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "right"),
+    [
+        ("MYNA_URL", "localhost:4222", "must be nats://host:port"),
+        ("MYNA_URL", "nats://me:secret@host:4222", "a user goes into MYNA_USER"),
+        ("MYNA_TENANT", "a.b", "must be 1 to 80 of the characters"),
+        ("MYNA_MAX_SEQUENCES", "0", "must be a whole number of at least 1"),
+        ("MYNA_MAX_SEQUENCES", "many", "must be a whole number of at least 1"),
+        ("MYNA_KV_MEMORY", "4 gigs", "must be a number of bytes"),
+        ("MYNA_DTYPE", "int8", "must be one of float32, bfloat16, float16"),
+        ("MYNA_DEVICE", "gpu", "must be cpu, cuda, or cuda:N"),
+        ("MYNA_LOG", "loud", "must be one of debug, info, warning, error"),
+        ("MYNA_LOG_FORMAT", "xml", "must be one of auto, text, json"),
+    ],
+)
+def test_a_wrong_variable_is_named_with_its_value_and_what_is_right(
+    empty: dict[str, str], variable: str, value: str, right: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.read({**empty, variable: value})
+    assert str(caught.value).startswith(f"{variable} is {value!r}")
+    assert right in str(caught.value)
+
+
+def test_sizes_may_have_units(empty: dict[str, str]) -> None:
+    sizes = {"512": 512, "2k": 2048, "512M": 512 << 20, "4G": 4 << 30, "4GiB": 4 << 30, "1T": 1 << 40}
+    for text, size in sizes.items():
+        assert config.read({**empty, "MYNA_KV_MEMORY": text}).engine.kv_memory == size
+
+
+def test_a_file_gives_what_the_environment_does_not(empty: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "myna.toml").write_text(
+        'tenant = "from-file"\nurl = "nats://file:1"\n[engine]\nmodel = "m"\nmax_sequences = 7\n[log]\nlevel = "debug"\n'
+    )
+    settings = config.read({**empty, "MYNA_TENANT": "from-environment"})
+    assert settings.tenant == "from-environment"
+    assert settings.address == Address("nats://file:1")
+    assert (settings.engine.model, settings.engine.max_sequences) == ("m", 7)
+    assert settings.log.level is LogLevel.DEBUG
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tenant = ", "can't be read"),
+        ('tenants = "a"', "unknown key 'tenants'"),
+        ('[engine]\nmodle = "a"', "unknown key 'engine.modle'; known in [engine] are device, dtype"),
+        ("engine = 3", "must be a table, [engine]"),
+        ("[engine]\nmax_sequences = true", "must be a string or a whole number"),
+        ("[engine]\nmax_sequences = -1", "engine.max_sequences in"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "some.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.read({"MYNA_HOME": str(tmp_path), "MYNA_CONFIG": str(path)})
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_named_file_that_is_missing_is_an_error(empty: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"no\.toml can't be read"):
+        config.read({**empty, "MYNA_CONFIG": "/nowhere/no.toml"})
+
+
+def test_a_password_comes_from_a_file_and_is_never_shown(empty: dict[str, str], tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n")
+    secret.chmod(stat.S_IRUSR)
+    names = {**empty, "MYNA_URL": "nats://a:1", "MYNA_USER": "ada", "MYNA_PASSWORD_FILE": str(secret)}
+    settings = config.read(names)
+    assert settings.address is not None
+    assert settings.address.password == "hunter2"
+    assert "hunter2" not in repr(settings)
+
+
+def test_a_user_without_a_password_is_refused(empty: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="MYNA_USER and MYNA_PASSWORD"):
+        config.read({**empty, "MYNA_URL": "nats://a:1", "MYNA_USER": "ada"})
+
+
+def test_a_child_gets_its_parents_environment_but_only_these_settings(
+    empty: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYNA_MODEL", "of the parent")
+    monkeypatch.setenv("ELSE", "kept")
+    environment = config.child_environment(config.read(empty))
+    assert "MYNA_MODEL" not in environment
+    assert environment["ELSE"] == "kept"
+
+
+async def test_without_an_address_there_is_nothing_to_connect_to(empty: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="set MYNA_URL, or start one with `myna up`"):
+        await config.connect_bus(config.read(empty), "test")
