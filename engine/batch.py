@@ -1,0 +1,248 @@
+"""Which tokens go into the next step, and who gives way when pages run out. No torch, no clock, no I/O here.
+
+Continuous batching: every step takes one token of each decoding program and fills the rest of its budget with chunks of
+prompts. Why it can't come to a standstill: programs are strictly ordered by importance (priority, then arrival); when a
+page is wanted, everything less important gives way in turn (idle contexts, then running programs, then pins), and
+whatever gives way keeps its tokens and is computed again. No context may outgrow the pool, so the most important
+program always fits.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+
+from myna.engine.context import Context, ContextStore
+from myna.engine.errors import OutOfPages
+from myna.engine.program import Program, ProgramState
+
+_LOOK_AHEAD = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """`max_sequences` programs run at a time; `step_tokens` is the size of a step, decodes and chunks of prompts."""
+
+    max_sequences: int = 64
+    step_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.max_sequences < 1 or self.step_tokens < 1:
+            raise ValueError("a batch needs room for at least one sequence and one token")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next `tokens` tokens of a program. `draws`: its output's next token is drawn from the last one's logits."""
+
+    program: Program
+    tokens: int
+    draws: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A step. `idle`: running programs that have nothing to compute: they fork or end."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    idle: list[Program] = field(default_factory=list)
+
+
+class Batch:
+    """The waiting and the running programs. `unpin` gives up a pin, and returns False when there is none left."""
+
+    def __init__(self, store: ContextStore, limits: BatchLimits, unpin: Callable[[], bool]) -> None:
+        self.waiting: list[Program] = []
+        self.running: list[Program] = []
+        self.preemptions = 0
+        self._store = store
+        self._limits = limits
+        self._unpin = unpin
+
+    def add(self, program: Program) -> None:
+        """Put a program in the queue."""
+        program.state = ProgramState.WAITING
+        insort(self.waiting, program, key=_importance)
+
+    def end(self, program: Program) -> None:
+        """Take a program out, wherever it is."""
+        match program.state:
+            case ProgramState.WAITING:
+                self.waiting.remove(program)
+            case ProgramState.RUNNING:
+                self.running.remove(program)
+            case ProgramState.HELD | ProgramState.ENDED:
+                pass
+        program.state = ProgramState.ENDED
+
+    def check(self) -> None:
+        """Verify that the queues are in order and say the same as the programs. Raises AssertionError."""
+        for queue, state in ((self.waiting, ProgramState.WAITING), (self.running, ProgramState.RUNNING)):
+            assert all(program.state is state for program in queue), f"a program in the queue is not {state}"
+            assert queue == sorted(queue, key=_importance), "a queue is out of order"
+        assert len(self.running) <= self._limits.max_sequences, "too many programs run"
+        contexts = [program.context.id for program in (*self.waiting, *self.running)]
+        assert len(contexts) == len(set(contexts)), "two programs work in one context"
+        assert not any(program.context.freed for program in (*self.waiting, *self.running)), "a context is gone"
+
+    def schedule(self) -> Schedule:
+        """Choose the next step's tokens and make room for them. Takes waiting programs in where they fit."""
+        schedule = Schedule()
+        # Never nothing: prompts go on, however slowly, under a full batch of decodes.
+        budget = max(self._limits.step_tokens - sum(program.work == 1 for program in self.running), 1)
+        calm = self.preemptions
+        for program in list(self.running):
+            if program.state is ProgramState.RUNNING:
+                budget -= self._plan(program, budget, schedule)
+        if self.preemptions == calm:
+            self._admit(budget, schedule)
+        return schedule
+
+    def computed(self, chunk: Chunk) -> None:
+        """Account for a computed chunk, and publish a prefix that others wait for."""
+        program = chunk.program
+        program.context.advance(chunk.tokens)
+        program.note_computed()
+        awaited = program.publish_at is not None and program.context.computed >= program.publish_at
+        if awaited:
+            program.publish_at = None
+        if awaited or (chunk.tokens > 1 and not program.context.pending):
+            program.context.publish()
+
+    def _plan(self, program: Program, budget: int, schedule: Schedule) -> int:
+        """Plan a running program's next chunk; returns what it takes from the budget of prompt tokens."""
+        work = program.work
+        if not work:
+            schedule.idle.append(program)
+            return 0
+        tokens = 1 if work == 1 else min(work, max(budget, 0))
+        if not tokens or not self._reserve(program, tokens):
+            return 0
+        draws = tokens == program.context.pending and program.output is not None
+        schedule.chunks.append(Chunk(program, tokens, draws))
+        return tokens if work > 1 else 0
+
+    def _reserve(self, program: Program, tokens: int) -> bool:
+        """Get pages for a running program, from less important ones if need be. False: it had to give way itself."""
+        while True:
+            try:
+                program.context.reserve(tokens, program.room)
+                return True
+            except OutOfPages:
+                if self._drop_idle(program.context, queued=True):
+                    continue
+                victim = self.running[-1]
+                if victim is program and len(self.running) == 1 and self._unpin():
+                    continue
+                if victim is program and len(self.running) == 1:
+                    raise
+                self._preempt(victim)
+                if victim is program:
+                    return False
+
+    def _preempt(self, program: Program) -> None:
+        self.preemptions += 1
+        self.running.remove(program)
+        program.context.drop()
+        program.publish_at = None
+        self.add(program)
+
+    def _drop_idle(self, keep: Context, *, queued: bool) -> bool:
+        """Take the KV from one context other than `keep` that isn't being run: all of it is a cache.
+
+        First from those that no program uses, then, if `queued`, from waiting programs, the least important first.
+        """
+        used = {program.context.id for program in (*self.running, *self.waiting)}
+        unused = (context for context in self._store if context.id not in used)
+        waiting = (program.context for program in reversed(self.waiting) if queued)
+        for context in chain(unused, waiting):
+            if context is not keep and context.computed:
+                context.drop()
+                return True
+        return False
+
+    def _admit(self, budget: int, schedule: Schedule) -> None:
+        # A bounded look ahead past those that wait for a prefix: a queue of thousands must not cost every step.
+        for program in self.waiting[: _LOOK_AHEAD * self._limits.max_sequences]:
+            if budget <= 0 or len(self.running) >= self._limits.max_sequences:
+                return
+            if self._waits_for_prefix(program):
+                continue
+            if not self._fits(program):
+                return  # nobody overtakes: a large prompt's turn comes
+            self.waiting.remove(program)
+            program.state = ProgramState.RUNNING
+            insort(self.running, program, key=_importance)
+            budget -= self._plan(program, budget, schedule)
+
+    def _fits(self, program: Program) -> bool:
+        """Whether all of a waiting program's work fits now; takes over the prefix that the tree holds if it does."""
+        context = program.context
+        before = context.computed
+        gained = context.match()
+        need = context.missing_pages(max(program.work, 1))
+        need += len(self.running)  # a page to grow for each, or the newcomer would be thrown out again at once
+        while not self._available(need):
+            if self._drop_idle(context, queued=not self.running) or (not self.running and self._unpin()):
+                continue
+            if not self.running:
+                break  # nothing else is left to give way, and no context outgrows the pool
+            if gained:
+                context.drop()
+            return False
+        program.note_cached(before)
+        if context.caches:
+            self._store.tree.count(len(context.tokens) - before, gained)
+        return True
+
+    def _available(self, pages: int) -> bool:
+        return pages <= self._store.pool.free + self._store.tree.evictable_pages
+
+    def _waits_for_prefix(self, program: Program) -> bool:
+        """Whether a running program is just computing a prefix of this one, so that waiting saves computing it twice."""
+        if program.awaits is not None:
+            leader, until = program.awaits
+            if leader.state is ProgramState.RUNNING and leader.publish_at is not None and leader.publish_at <= until:
+                return True
+            program.awaits = None
+        context = program.context
+        if context.tail or not context.caches:
+            return False
+        size = self._store.pool.page_size
+        best = _best_leader(program, self.running, size)
+        if best is None or best[1] < context.matchable() + size:
+            return False
+        leader, until = best
+        leader.publish_at = until if leader.publish_at is None else min(leader.publish_at, until)
+        program.awaits = (leader, until)
+        return True
+
+
+def _importance(program: Program) -> tuple[int, tuple[int, int]]:
+    return program.key
+
+
+def _best_leader(program: Program, running: Iterable[Program], page_size: int) -> tuple[Program, int] | None:
+    """The running program that is computing the longest prefix of `program`, and up to which position."""
+    best: tuple[Program, int] | None = None
+    wanted = program.context.tokens
+    for leader in running:
+        context = leader.context
+        if leader.work <= 1 or context.namespace != program.context.namespace:
+            continue
+        common = _common_pages(wanted, context.tokens, page_size)
+        until = min(common, (len(wanted) - 1) // page_size * page_size)
+        if until > context.node.end and (best is None or until > best[1]):
+            best = (leader, until)
+    return best
+
+
+def _common_pages(first: list[int], second: list[int], page_size: int) -> int:
+    """Tokens of whole pages with which both begin."""
+    common = 0
+    limit = min(len(first), len(second)) // page_size * page_size
+    while common < limit and first[common : common + page_size] == second[common : common + page_size]:
+        common += page_size
+    return common

@@ -1,0 +1,398 @@
+"""The engine loop: schedule, plan, run the model, draw, announce. One step at a time, in the caller's thread.
+
+Nothing that a request does can stop the loop: a request that can't be served ends in a `Failed` event of its own. The
+engine knows no clock but the one that measures its steps, and no I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from myna.engine.batch import Batch, BatchLimits, Chunk
+from myna.engine.context import Context, ContextId, ContextStore
+from myna.engine.errors import (
+    ContextBusy,
+    ContextFreed,
+    InvalidPrompt,
+    PromptTooLong,
+    RequestCancelled,
+    RequestError,
+    StepFailed,
+)
+from myna.engine.interface import ModelRunner
+from myna.engine.pages import PagePool
+from myna.engine.planner import Planner
+from myna.engine.program import Program
+from myna.engine.request import Done, Event, Failed, Fill, Finished, Generate, Request, RequestId
+from myna.engine.sampler import Drawn, Row, sample
+from myna.engine.sampling import SamplingParams
+from myna.engine.stats import EngineStats
+from myna.engine.text import decoder
+from myna.engine.tree import Node, PrefixTree
+
+_NOTHING: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """`kv_tokens`: tokens of KV in all; None takes as many as `kv_bytes` hold. `page_size` is in tokens.
+
+    `checks`: verify all invariants after every step (for tests; it is slow).
+    """
+
+    page_size: int = 16
+    kv_tokens: int | None = None
+    kv_bytes: int = 2**30
+    limits: BatchLimits = field(default_factory=BatchLimits)
+    checks: bool = False
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request under way, with the programs that it consists of: one, or its siblings."""
+
+    request: Request
+    programs: list[Program]
+    pins: bool = False
+
+
+class Engine:
+    """One model serving many requests. `tokenizer`: a Hugging Face tokenizer, needed for decoding alone."""
+
+    def __init__(self, model: ModelRunner, tokenizer: Any, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+        self.spec = model.spec
+        self._model = model
+        self._decode = decoder(tokenizer)
+        size = self.config.page_size
+        kv_tokens = self.config.kv_tokens or self.config.kv_bytes // max(model.spec.kv_bytes_per_token, 1)
+        self.pool = PagePool(max(kv_tokens // size, 1), size)
+        model.allocate(self.pool.pages, size)
+        self.tree = PrefixTree(self.pool)
+        self.contexts = ContextStore(self.pool, self.tree, model.copy_page)
+        self.capacity = min(model.spec.context_length, self.pool.pages * size)
+        self._eos = frozenset(token for token in model.spec.eos_token_ids if token < model.spec.vocab_size)
+        self._batch = Batch(self.contexts, self.config.limits, self._unpin_oldest)
+        self._planner = Planner(self.tree)
+        self._jobs: dict[RequestId, _Job] = {}
+        self._queues: dict[ContextId, deque[Program]] = {}
+        self._open: set[ContextId] = set()
+        self._pins: dict[RequestId, Node] = {}
+        self._events: list[Event] = []
+        self._arrivals = 0
+        self._named = 0
+        self._steps = self._computed = self._drawn = 0
+        self._step_seconds = self._model_seconds = self._last_step_seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether another `step` would do or say anything."""
+        return bool(self._jobs or self._events)
+
+    def knows(self, request_id: RequestId) -> bool:
+        """Whether a request of that id is under way."""
+        return request_id in self._jobs
+
+    def submit(self, request: Request) -> None:
+        """Take a request in. Whatever is wrong with it comes back as its `Failed` event from the next step.
+
+        Raises ValueError if a request of that id is under way.
+        """
+        self._submit(request, pins=False)
+
+    def retain(self, request_id: RequestId, token_ids: Sequence[int], namespace: str = "") -> None:
+        """Compute a prefix if need be and keep its whole pages in the tree until `unpin(request_id)`.
+
+        `Done` says that it is there. Pins give way before a request has to fail for want of pages.
+        """
+        self._submit(Request(request_id, (Fill(tuple(token_ids)),), namespace=namespace), pins=True)
+
+    def unpin(self, request_id: RequestId) -> None:
+        """Let a retained prefix go; it stays cached until its pages are needed. Unknown ids do nothing."""
+        node = self._pins.pop(request_id, None)
+        if node is not None:
+            self.tree.unlock(node)
+
+    def cancel(self, request_id: RequestId) -> None:
+        """End a request; its `Failed` event carries RequestCancelled. Ids that aren't under way do nothing."""
+        job = self._jobs.get(request_id)
+        if job is not None:
+            self._fail(job, RequestCancelled(f"request {request_id!r} was cancelled"))
+
+    def open_context(
+        self, parent: ContextId | None = None, *, namespace: str = "", cache_prefix: bool = True
+    ) -> ContextId:
+        """A new context, or a fork of `parent`. It lives until `free`. Raises ContextFreed, ContextBusy."""
+        if parent is None:
+            context = self.contexts.open(namespace, cache_prefix=cache_prefix)
+        else:
+            source = self.contexts.get(parent)
+            if any(_generates(program.request) for program in self._queues.get(parent, ())):
+                raise ContextBusy(f"context {parent} is still being generated into; fork it before or after")
+            context = source.fork()
+        self._open.add(context.id)
+        return context.id
+
+    def fork(self, context: ContextId) -> ContextId:
+        """A context with the same tokens, sharing the KV. Raises ContextFreed, ContextBusy."""
+        return self.open_context(context)
+
+    def fill(self, context: ContextId, token_ids: Sequence[int]) -> RequestId:
+        """Append tokens to an open context and compute them; returns the id under which `Done` will come."""
+        return self._submit_to(context, Fill(tuple(token_ids)))
+
+    def generate(self, context: ContextId, sampling: SamplingParams) -> RequestId:
+        """Generate in an open context, behind what was submitted to it before; returns the request's id."""
+        return self._submit_to(context, Generate(0, sampling))
+
+    def free(self, context: ContextId) -> None:
+        """Free an open context; what is under way in it fails with ContextFreed. Raises ContextFreed if it was freed."""
+        found = self.contexts.get(context)
+        for program in list(self._queues.get(context, ())):
+            job = self._jobs.get(program.request.id)
+            if job is not None:
+                self._fail(job, ContextFreed(f"context {context} was freed under request {program.request.id!r}"))
+        self._open.discard(context)
+        found.free()
+
+    def step(self) -> list[Event]:
+        """Do one step of work and return what there is to say. Returns at once when there is nothing to do."""
+        began = time.perf_counter()
+        schedule = self._batch.schedule()
+        for program in schedule.idle:
+            self._leave(program)
+        if schedule.chunks:
+            self._run(schedule.chunks)
+            self._last_step_seconds = time.perf_counter() - began
+            self._step_seconds += self._last_step_seconds
+        if self.config.checks:
+            self.check()
+        events, self._events = self._events, []
+        return events
+
+    def stats(self) -> EngineStats:
+        """What the engine holds and has done."""
+        tree = self.tree.statistics
+        return EngineStats(
+            running=len(self._batch.running),
+            waiting=len(self._batch.waiting),
+            contexts=len(self.contexts),
+            pins=len(self._pins),
+            pages=self.pool.pages,
+            free_pages=self.pool.free,
+            evictable_pages=self.tree.evictable_pages,
+            lookup_tokens=tree.lookup_tokens,
+            hit_tokens=tree.hit_tokens,
+            evicted_tokens=tree.evicted_tokens,
+            preemptions=self._batch.preemptions,
+            steps=self._steps,
+            computed_tokens=self._computed,
+            drawn_tokens=self._drawn,
+            step_seconds=self._step_seconds,
+            model_seconds=self._model_seconds,
+            last_step_seconds=self._last_step_seconds,
+        )
+
+    def check(self) -> None:
+        """Verify every invariant of pages, tree, contexts and batch. Raises AssertionError."""
+        self.contexts.check(list(self._pins.values()))
+        self._batch.check()
+        held = {program.context.id for job in self._jobs.values() for program in job.programs} | self._open
+        assert held == {context.id for context in self.contexts}, "a context has no owner"
+
+    def _submit_to(self, context: ContextId, step: Fill | Generate) -> RequestId:
+        found = self.contexts.get(context)
+        self._named += 1
+        request_id = RequestId(f"context-{context}-{self._named}")
+        self.submit(
+            Request(request_id, (step,), namespace="" if not found.caches else found.namespace, context=context)
+        )
+        return request_id
+
+    def _submit(self, request: Request, *, pins: bool) -> None:
+        if request.id in self._jobs:
+            raise ValueError(f"request {request.id!r} is already under way")
+        job = self._jobs[request.id] = _Job(request, [], pins)
+        try:
+            self._validate(request)
+            context = self._context_of(request)
+        except RequestError as error:
+            self._fail(job, error)
+            return
+        self._arrivals += 1
+        program = Program(request, context, (self._arrivals, 0), self.capacity, self._decode, self._eos)
+        job.programs.append(program)
+        queue = self._queues.setdefault(context.id, deque())
+        queue.append(program)
+        if len(queue) == 1:
+            self._start(program)
+        elif not any(_generates(queued.request) for queued in queue):
+            self._settle(program)  # nothing but fills: the context's tokens are known at once, to its forks too
+
+    def _context_of(self, request: Request) -> Context:
+        if request.context is not None:
+            return self.contexts.get(request.context)
+        return self.contexts.open(request.namespace, cache_prefix=request.cache_prefix)
+
+    def _validate(self, request: Request) -> None:
+        total = 0
+        for step in request.steps:
+            match step:
+                case Fill(token_ids):
+                    total += len(token_ids)
+                    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.spec.vocab_size:
+                        raise InvalidPrompt(f"a token id lies outside the vocabulary of {self.spec.vocab_size} tokens")
+                case Generate(sampling=sampling, forced_token_ids=forced):
+                    sampling.check_vocabulary(self.spec.vocab_size)
+                    if any(not 0 <= token < self.spec.vocab_size for tokens in forced for token in tokens):
+                        raise InvalidPrompt("a forced token id lies outside the vocabulary")
+        if total + 1 > self.capacity:
+            pool = self.capacity < self.spec.context_length
+            raise PromptTooLong(total, self.capacity, *(("the KV pool",) if pool else ()))
+
+    def _start(self, program: Program) -> None:
+        """Settle a program whose turn in its context has come, and queue it."""
+        if self._settle(program):
+            self._batch.add(program)
+
+    def _settle(self, program: Program) -> bool:
+        """Let a program go on by itself; False if it failed."""
+        try:
+            for event in program.settle():
+                self._events.append(event)
+        except RequestError as error:
+            self._fail(self._jobs[program.request.id], error)
+            return False
+        return True
+
+    def _leave(self, program: Program) -> None:
+        """A running program has nothing to compute: it splits into siblings, or it has ended."""
+        assert program.output is None, "an output is under way and nothing is left to compute for it"
+        if program.must_fork:
+            self._split(program)
+        else:
+            self._end(program)
+
+    def _split(self, program: Program) -> None:
+        job = self._jobs[program.request.id]
+        siblings = program.siblings(self._fork)
+        self._batch.end(program)
+        job.programs = siblings
+        if program.owns_context:
+            self._queues.pop(program.context.id)
+            program.context.free()
+        else:
+            job.programs = [
+                *siblings,
+                program,
+            ]  # it keeps its turn in the open context until the last sibling has ended
+        for sibling in siblings:
+            if not self._settle(sibling):
+                return
+            self._batch.add(sibling)
+
+    def _fork(self, context: Context) -> Context:
+        return context.fork()
+
+    def _end(self, program: Program) -> None:
+        """A program is through: free what it owns; the last one ends its request."""
+        job = self._jobs[program.request.id]
+        if job.pins:
+            self._pin(job, program.context)
+        job.programs.remove(program)
+        self._let_go(program)
+        if all(other.must_fork for other in job.programs):  # at most the one that its siblings came from
+            for other in job.programs:
+                self._let_go(other)
+            del self._jobs[job.request.id]
+            self._events.append(Done(job.request.id))
+
+    def _pin(self, job: _Job, context: Context) -> None:
+        context.publish()
+        self.unpin(job.request.id)
+        self._pins[job.request.id] = self.tree.acquire(context.namespace, context.tokens)
+
+    def _unpin_oldest(self) -> bool:
+        oldest = next(iter(self._pins), None)
+        if oldest is None:
+            return False
+        self.unpin(oldest)
+        return True
+
+    def _let_go(self, program: Program) -> None:
+        """Take a program off the batch and its context, and start the next one there."""
+        self._batch.end(program)
+        context = program.context
+        queue = self._queues.get(context.id)
+        head = bool(queue) and queue is not None and queue[0] is program
+        if queue is not None and program in queue:
+            queue.remove(program)
+            if not queue:
+                del self._queues[context.id]
+        if program.owns_context:
+            context.free()
+        elif head and queue:
+            self._start(queue[0])
+
+    def _fail(self, job: _Job, error: RequestError) -> None:
+        """End a request that can't go on. Its last event."""
+        if self._jobs.pop(job.request.id, None) is None:
+            return
+        programs, job.programs = job.programs, []
+        self._events.append(Failed(job.request.id, error))
+        for program in programs:
+            self._let_go(program)
+
+    def _run(self, chunks: Sequence[Chunk]) -> None:
+        plan = self._planner.plan(chunks)
+        began = time.perf_counter()
+        try:
+            logits = self._model.forward(plan)
+            drawing = [chunk.program for chunk in chunks if chunk.draws]
+            drawn = sample(logits, [_row(program) for program in drawing])
+        except Exception as error:  # whatever the model does, the requests of other steps go on
+            self._abandon(chunks, error)
+            return
+        self._model_seconds += time.perf_counter() - began
+        self._steps += 1
+        self._computed += len(plan.token_ids)
+        self._drawn += len(drawn)
+        for chunk in chunks:
+            self._batch.computed(chunk)
+        for program, draw in zip(drawing, drawn, strict=True):
+            self._take(program, draw)
+
+    def _abandon(self, chunks: Sequence[Chunk], cause: Exception) -> None:
+        for chunk in chunks:
+            job = self._jobs.get(chunk.program.request.id)
+            if job is not None:
+                error = StepFailed(f"the model failed: {type(cause).__name__}: {cause}")
+                error.__cause__ = cause
+                self._fail(job, error)
+
+    def _take(self, program: Program, draw: Drawn) -> None:
+        job = self._jobs.get(program.request.id)
+        if job is None:
+            return  # a sibling has just failed, and the request with it
+        if draw.token is None:
+            self._fail(job, StepFailed("the model's logits are no numbers"))
+            return
+        events = program.accept(draw.token, draw.logprob)
+        self._events += events
+        if events and isinstance(events[-1], Finished) and self._settle(program) and program.finished:
+            self._end(program)
+
+
+def _row(program: Program) -> Row:
+    output = program.output
+    assert output is not None
+    banned = output.stop_tokens if output.bans_stops else _NOTHING
+    return Row(output.sampling, output.seed, len(program.context.tokens), output.counts, output.prompt_ids, banned)
+
+
+def _generates(request: Request) -> bool:
+    return any(isinstance(step, Generate) for step in request.steps)

