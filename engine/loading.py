@@ -63,7 +63,15 @@ def load(
     weights = _resolve_dtype(name, dtype)
     source = _find(name, Path(cache_dir) if cache_dir is not None else _default_cache())
     network, tokenizer = _read(name, source, weights)
-    return Loaded(admit(network, Path(name).stem if name.endswith(".gguf") else name), tokenizer)
+    return Loaded(admit(network, _served_name(name)), tokenizer)
+
+
+def _served_name(reference: str) -> str:
+    """The name by which calls ask for the model: a hub id as it is, a folder's or file's own name."""
+    path = Path(reference)
+    if reference.endswith(".gguf"):
+        return path.stem
+    return path.resolve().name if path.is_dir() else reference
 
 
 def automatic_dtype() -> torch.dtype:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from myna.engine import frames
 from myna.engine.batch import BatchLimits
@@ -18,7 +17,7 @@ from myna.engine.engine import Engine, EngineConfig
 from myna.engine.process import EngineServer, ServeConfig
 from myna.engine.tokens import PromptTokenizer
 from tests.engine.hash_model import HashModel
-from tests.engine.tiny_models import build
+from tests.engine.tiny_folder import tiny_folder
 from tests.engine.tiny_tokenizers import byte_level
 
 torch.set_num_threads(1)
@@ -198,18 +197,7 @@ def _peer_closed(channel: socket.socket) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama in a folder, as from a hub."""
-    path = tmp_path_factory.mktemp("tiny-llama")
-    network = build("llama", vocab_size=400)
-    network.config.architectures = ["LlamaForCausalLM"]
-    network.config.save_pretrained(path)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in network.state_dict().items()},
-        path / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    byte_level().save_pretrained(path)
-    return path
+    return tiny_folder(tmp_path_factory.mktemp("models"))
 
 
 def start(model: str) -> tuple[subprocess.Popen[bytes], Host]:

@@ -1,0 +1,148 @@
+"""The engine host with a real engine process, on a tiny model. Each start of an engine takes seconds, so there are few."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from myna.actors import config, subjects
+from myna.actors.bus import Delivery
+from myna.actors.engine_host.backend import EngineBackend
+from myna.actors.messages import (
+    ErrorCode,
+    Failure,
+    FormatKind,
+    Message,
+    ModelCall,
+    Output,
+    ResponseFormat,
+    Sampling,
+    Segment,
+    Text,
+    Value,
+    VarId,
+)
+from myna.actors.worker.backend import BackendDied, BackendRefused
+from tests.actors.stage import Application, Stage, call, stage
+from tests.engine.tiny_folder import tiny_folder
+from tests.network import MemoryNetwork
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> config.Settings:
+    folder = tmp_path_factory.mktemp("models")
+    engine = config.EngineSettings(model=str(tiny_folder(folder)), dtype=config.Dtype.FLOAT32, kv_memory=2**20)
+    return replace(config.read({"HOME": str(folder)}), engine=engine)
+
+
+async def engine(cast: Stage, settings: config.Settings, name: str = "engine") -> EngineBackend:
+    backend = EngineBackend(settings)
+    await cast.worker(name, backend)
+    return backend
+
+
+async def application(cast: Stage) -> Application:
+    app = Application(await cast.bus("application"), "s")
+    await app.open()
+    return app
+
+
+def generate(name: str, prompt: str = "the quick", **sampling: object) -> ModelCall:
+    drawn = Sampling(**{"max_tokens": 8, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
+    segments: tuple[Segment, ...] = (Text(text=prompt), Output(variables=(name,), name=name, sampling=drawn))
+    return ModelCall(id=f"call-{name}", function=name, messages=(Message(segments=segments),))
+
+
+def siblings(name: str) -> ModelCall:
+    sampling = Sampling(seed=1, max_tokens=12, ignore_eos=True, temperature=2)
+    segments = (Text(text="once"), Output(variables=(f"{name}0", f"{name}1"), sampling=sampling))
+    return ModelCall(id=f"call-{name}", messages=(Message(segments=segments),))
+
+
+async def failure(app: Application, variable: str) -> Failure:
+    outcome = await app.outcome(variable)
+    assert isinstance(outcome, Failure)
+    return outcome
+
+
+async def test_calls_run_on_a_real_engine_and_what_is_wrong_with_one_fails_it_alone(
+    settings: config.Settings,
+) -> None:
+    async with stage(MemoryNetwork().bus) as cast:
+        await cast.scheduler()
+        await engine(cast, settings)
+        app = await application(cast)
+        constrained = Output(variables=("shaped",), format=ResponseFormat(kind=FormatKind.JSON_OBJECT))
+        await app.submit(
+            generate("long", "x" * 5000),
+            generate("hot", temperature=-1.0),
+            ModelCall(id="call-shaped", messages=(Message(segments=(constrained,)),)),
+            ModelCall(id="call-roles", messages=(Message(role="user", segments=(Output(variables=("roles",)),)),)),
+            generate("good"),
+            call("after", "good"),
+            siblings("a"),
+            siblings("b"),
+        )
+        assert (await failure(app, "long")).code is ErrorCode.PROMPT_TOO_LONG
+        assert "tokens" in (await failure(app, "long")).message
+        assert (await failure(app, "hot")).code is ErrorCode.INVALID_SAMPLING
+        assert "temperature" in (await failure(app, "hot")).message
+        assert (await failure(app, "shaped")).code is ErrorCode.INVALID_CALL
+        assert (await failure(app, "roles")).code is ErrorCode.INVALID_CALL
+        good = await app.outcome("good")
+        assert isinstance(good, Value)
+        assert (good.model, good.usage.output_tokens, len(good.tokens)) == ("tiny-llama", 8, 8)
+        assert good.timing is not None
+        assert good.timing.received <= good.timing.began <= good.timing.first <= good.timing.ended
+        assert isinstance(await app.outcome("after"), Value)
+        a0, a1, b0, b1 = [await app.text(v) for v in ("a0", "a1", "b0", "b1")]
+        assert a0 != a1, "siblings are drawn apart"
+        assert (a0, a1) == (b0, b1), "the same seed draws the same"
+
+
+async def test_when_an_engine_is_killed_another_goes_on_from_the_tokens_that_readers_have_seen(
+    settings: config.Settings,
+) -> None:
+    def program(name: str) -> ModelCall:
+        """Two outputs in one context; `seed` makes both runs draw alike."""
+        first = Output(variables=(f"{name}1",), sampling=Sampling(max_tokens=4, seed=3, temperature=1.5))
+        drawn = Sampling(max_tokens=600, ignore_eos=True, seed=3, temperature=1.5)
+        segments = (Text(text="once"), first, Text(text=" more"), Output(variables=(f"{name}2",), sampling=drawn))
+        return ModelCall(id=f"call-{name}", messages=(Message(segments=segments),))
+
+    async with stage(MemoryNetwork().bus) as cast:
+        await cast.scheduler()
+        victim = await engine(cast, settings, "victim")
+        app = await application(cast)
+        seen: list[Delivery] = []
+        begun = asyncio.Event()
+
+        async def read(delivery: Delivery) -> None:
+            seen.append(delivery)
+            begun.set()
+
+        await app.bus.subscribe(subjects.read_chunks(app.tenant, app.session, VarId("x2")), read)
+        await app.submit(program("x"))
+        await asyncio.wait_for(begun.wait(), 30)
+        os.kill(victim.pid, signal.SIGKILL)
+        with pytest.raises(BackendDied):
+            await cast.ended("victim")
+        await engine(cast, settings, "heir")
+        assert isinstance(await app.outcome("x2", 60), Value)
+        await app.submit(program("y"))
+        assert await app.text("x1", 60) == await app.text("y1", 60)
+        assert await app.text("x2", 60) == await app.text("y2", 60)
+        subjects_seen = [d.subject.rsplit(".", 1)[-1] for d in seen]
+        assert subjects_seen == [str(n) for n in range(len(subjects_seen))]
+
+
+async def test_a_model_that_is_refused_is_named_and_not_tried_again(settings: config.Settings, tmp_path: Path) -> None:
+    missing = replace(settings, engine=replace(settings.engine, model=str(tmp_path)))
+    async with stage(MemoryNetwork().bus) as cast:
+        with pytest.raises(BackendRefused, match=tmp_path.name):
+            await engine(cast, missing)
