@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import TypeVar
+
+from msgspec import structs
 
 from myna.actors import codec, subjects
 from myna.actors.messages import Cancellation, Failure, Outcome, Value
@@ -39,6 +42,20 @@ def pack(outcome: Outcome) -> tuple[bytes, dict[str, str]]:
         subjects.SIZE_HEADER: str(len(body)),
         subjects.DIGEST_HEADER: hashlib.blake2b(body, digest_size=16).hexdigest(),
     }
+
+
+_Ending = TypeVar("_Ending", bound=Failure | Cancellation)
+
+
+def shortened(outcome: _Ending) -> _Ending:
+    """The same with texts short enough to be published, for one that quotes something huge."""
+    if isinstance(outcome, Failure):
+        return structs.replace(outcome, message=_cut(outcome.message), function=_cut(outcome.function))
+    return structs.replace(outcome, reason=_cut(outcome.reason))
+
+
+def _cut(text: str, most: int = 2000) -> str:
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def read_headers(headers: Mapping[str, str]) -> tuple[OutcomeStatus, int]:

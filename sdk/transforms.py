@@ -5,7 +5,7 @@ A transformed output has no live stream, because its text is known only when it 
 
 from __future__ import annotations
 
-import re
+import regex as patterns
 
 from myna.actors.messages import Transform, TransformKind
 from myna.sdk.errors import FunctionError
@@ -25,8 +25,8 @@ def regex(pattern: str) -> Transform:
     """Keep the first group (without groups: the whole match) of the first match of `pattern`; the call fails without a match.
     Raises `FunctionError` if the pattern does not compile."""
     try:
-        re.compile(pattern)
-    except re.error as error:
+        patterns.compile(pattern)
+    except patterns.error as error:
         raise FunctionError(f"the pattern {pattern!r} of a regex transform does not compile: {error}") from None
     return Transform(kind=TransformKind.REGEX, argument=pattern)
 

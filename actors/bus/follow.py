@@ -218,8 +218,10 @@ class Follow(Subscription):
         self._received = number
         self._last = stream_sequence
         headers = unpack_headers(head) if head else {}
-        size = int(headers.get(_SIZE, len(data)))
-        stored = Stored(subject, data, sent_headers(headers), stream_sequence, size, nanos / 1e9)
+        size = _size(headers) if self._wanted.headers_only else None
+        stored = Stored(
+            subject, data, sent_headers(headers), stream_sequence, len(data) if size is None else size, nanos / 1e9
+        )
         self._mailbox.put(stored, len(data) + len(head))
         self._note_progress(pending)
 
@@ -253,6 +255,12 @@ class Follow(Subscription):
             case CaughtUp():
                 if self._on_caught_up is not None:
                     await self._on_caught_up()
+
+
+def _size(headers: dict[str, str]) -> int | None:
+    """The body's size, where the server left the body out. A sender may have forged the header."""
+    text = headers.get(_SIZE, "")
+    return int(text) if text.isdecimal() and len(text) < 12 else None
 
 
 def _delivery_numbers(reply: str) -> tuple[int, int, int, int]:

@@ -199,7 +199,7 @@ class Worker:
         try:
             commands = self._core.handle(event)
         except Exception:
-            log.exception("the core failed on an event, which was skipped", event=repr(event)[:500])
+            log.exception("the core failed on an event, which was skipped", what=repr(event)[:500])
             commands = self._give_up(event)
         for command in commands:
             self._execute(command)

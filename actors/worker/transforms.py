@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, assert_never
 
+import regex
+
 from myna.actors.messages import Transform, TransformKind
 from myna.actors.plain import is_plain
+
+REGEX_SECONDS = 0.2
+"""The longest that one pattern may hold up the worker; most take microseconds, a catastrophic one would take for ever."""
 
 
 class TransformFailed(ValueError):
@@ -40,9 +44,11 @@ def _apply_one(transform: Transform, text: str) -> tuple[str, Any]:
 
 def _regex(pattern: str, text: str) -> str:
     try:
-        found = re.search(pattern, text, re.DOTALL)
-    except re.error as error:
+        found = regex.search(pattern, text, regex.DOTALL, timeout=REGEX_SECONDS)
+    except regex.error as error:
         raise TransformFailed(f"regex {pattern!r} does not compile: {error}") from error
+    except TimeoutError as error:
+        raise TransformFailed(f"regex {pattern!r} takes over {REGEX_SECONDS} s: make it backtrack less") from error
     if found is None:
         raise TransformFailed(f"regex {pattern!r} matches nothing in {_excerpt(text)}")
     return next((g for g in found.groups() if g is not None), "") if found.re.groups else found.group()

@@ -1,0 +1,647 @@
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from myna.actors.messages import (
+    Argument,
+    Call,
+    CallId,
+    Cancellation,
+    ErrorCode,
+    Failure,
+    Input,
+    Message,
+    ModelCall,
+    NativeCall,
+    Output,
+    Segment,
+    Text,
+    VarId,
+    WorkerId,
+)
+from myna.actors.outcomes import OutcomeStatus
+from myna.actors.scheduler.graph import CallNode, CallState, Effects, SessionGraph
+from tests.actors.stage import call
+
+VALUE, FAILURE, CANCELLED = OutcomeStatus.VALUE, OutcomeStatus.FAILURE, OutcomeStatus.CANCELLED
+
+
+def status_of(outcome: Failure | Cancellation) -> OutcomeStatus:
+    return FAILURE if isinstance(outcome, Failure) else CANCELLED
+
+
+class Play:
+    """A graph with the scheduler and the stream played around it: outcomes asked for are stored when `settle` says so."""
+
+    def __init__(self, *, lazy: bool = False) -> None:
+        self.graph = SessionGraph(lazy=lazy)
+        self.stream: dict[str, tuple[OutcomeStatus, Failure | Cancellation | None]] = {}
+        self.pending: list[tuple[VarId, Failure | Cancellation]] = []
+        self.ready: list[CallNode] = []
+        self.runs: list[str] = []
+
+    def take(self, effects: Effects) -> Effects:
+        for node in [*effects.halted, *effects.ended]:
+            node.worker = None
+        for node in effects.ready:
+            assert node not in self.ready
+            self.ready.append(node)
+        self.ready = [n for n in self.ready if n.state is CallState.READY]
+        self.pending += effects.doomed
+        self.graph.check()
+        return effects
+
+    def submit(self, *calls: Call) -> Effects:
+        return self.take(self.graph.submit(calls))
+
+    def value(self, *variables: str) -> None:
+        for variable in variables:
+            if variable not in self.stream:
+                self.stream[variable] = (VALUE, None)
+            self.take(self.graph.ended(VarId(variable), VALUE))
+
+    def start(self, node: CallNode) -> None:
+        assert node.state is CallState.READY
+        node.state, node.worker = CallState.RUNNING, WorkerId("w")
+        self.ready.remove(node)
+        self.runs.append(node.id)
+
+    def settle(self) -> None:
+        """The stream takes what was asked for, until nothing more is."""
+        while self.pending:
+            variable, outcome = self.pending.pop(0)
+            if variable not in self.stream:
+                self.stream[variable] = (status_of(outcome), outcome)
+            status, stored = self.stream[variable]
+            failure = stored if isinstance(stored, Failure) else None
+            self.take(self.graph.ended(variable, status, failure))
+
+    def run_all(self) -> None:
+        while self.ready:
+            node = self.ready[0]
+            self.start(node)
+            self.value(*(o for o in node.outputs if o not in self.stream))
+            self.settle()
+
+    def failure(self, variable: str) -> Failure:
+        self.settle()
+        outcome = self.stream[variable][1]
+        assert isinstance(outcome, Failure), outcome
+        return outcome
+
+    def cancellation(self, variable: str) -> Cancellation:
+        self.settle()
+        outcome = self.stream[variable][1]
+        assert isinstance(outcome, Cancellation), outcome
+        return outcome
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(n.id for n in self.ready)
+
+
+def program(name: str, *segments: Segment, **options: object) -> ModelCall:
+    return ModelCall(id=name, messages=(Message(segments=segments),), **options)  # type: ignore[arg-type]
+
+
+# --- readiness --------------------------------------------------------------------------------------------------------
+
+
+def test_a_diamond_runs_from_top_to_bottom_and_each_call_once() -> None:
+    play = Play()
+    play.submit(call("d", "b", "c"), call("c", "a"), call("b", "a"), call("a"))
+    assert play.names == ["call-a"]
+    play.run_all()
+    assert play.runs[0] == "call-a"
+    assert play.runs[-1] == "call-d"
+    assert sorted(play.runs) == ["call-a", "call-b", "call-c", "call-d"]
+    assert play.graph.unfinished == 0
+
+
+def test_fan_out_readies_all_consumers_at_once_and_fan_in_waits_for_the_last() -> None:
+    play = Play()
+    play.submit(call("a"), *(call(f"m{i}", "a") for i in range(50)), call("r", *(f"m{i}" for i in range(50))))
+    play.start(play.ready[0])
+    play.value("a")
+    assert len(play.ready) == 50
+    for node in play.ready[1:]:
+        play.start(node)
+        play.value(*node.outputs)
+        assert "call-r" not in play.names
+    play.start(play.ready[0])
+    play.value("m0")
+    assert play.names == ["call-r"]
+
+
+def test_a_list_as_one_input_waits_for_every_member_and_counts_a_repeated_one_once() -> None:
+    play = Play()
+    play.graph.declare([VarId("x"), VarId("y")])
+    play.submit(program("c", Input(variables=("x", "y", "x")), Input(variables=("x",)), Output(variables=("o",))))
+    play.value("x")
+    assert play.names == []
+    play.value("y")
+    assert play.names == ["c"]
+
+
+def test_a_call_ends_when_each_of_several_outputs_has_an_outcome() -> None:
+    play = Play()
+    play.submit(call("a", outputs=3), call("b", "a-0"))
+    play.start(play.ready[0])
+    play.value("a-0")
+    assert play.names == ["call-b"], "a consumer of the first output need not wait for the last"
+    assert play.graph.calls[CallId("call-a")].state is CallState.RUNNING
+    play.value("a-1", "a-2")
+    assert play.graph.calls[CallId("call-a")].state is CallState.ENDED
+
+
+def test_several_siblings_of_the_last_output_are_variables_of_their_own() -> None:
+    play = Play()
+    play.submit(program("c", Text(text="x"), Output(variables=("p", "q"))), call("d", "q"))
+    play.start(play.ready[0])
+    play.value("q")
+    assert play.names == ["call-d"]
+
+
+def test_native_calls_are_nodes_like_any_other() -> None:
+    play = Play()
+    native = NativeCall(
+        id="n", function="search", variable="o", arguments=(Argument(name="q", input=Input(variables=("a",))),)
+    )
+    play.submit(native, call("a"), call("b", "o"))
+    play.run_all()
+    assert play.runs == ["call-a", "n", "call-b"]
+
+
+def test_a_variable_set_by_hand_serves_before_and_after_the_calls_are_submitted() -> None:
+    play = Play()
+    play.graph.declare([VarId("before"), VarId("after")])
+    play.value("before")
+    play.submit(call("c", "before", "after"))
+    assert play.names == []
+    play.value("after")
+    assert play.names == ["call-c"]
+
+
+def test_an_output_set_by_hand_makes_its_call_unnecessary() -> None:
+    play = Play()
+    play.value("a")
+    play.submit(call("a"), call("b", "a"))
+    assert play.names == ["call-b"]
+    assert play.graph.calls[CallId("call-a")].state is CallState.ENDED
+
+
+def test_an_outcome_heard_twice_changes_nothing() -> None:
+    play = Play()
+    play.submit(call("a"), call("b", "a", "a2"), call("a2"))
+    play.value("a", "a", "a")
+    assert play.names == ["call-a2"]
+    assert play.graph.calls[CallId("call-b")].missing == 1
+
+
+# --- refusals name the culprit ----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_input_is_refused_by_the_names_of_call_function_and_placeholder() -> None:
+    play = Play()
+    play.submit(
+        program("c", Input(variables=("ghost",), name="topic"), Output(variables=("o",)), function="essay"), call("ok")
+    )
+    failure = play.failure("o")
+    assert failure.code is ErrorCode.UNKNOWN_VARIABLE
+    assert (failure.call, failure.function, failure.variable) == ("c", "essay", "ghost")
+    for part in ("'c'", "'essay'", "'topic'", "'ghost'"):
+        assert part in failure.message
+    assert play.names == ["call-ok"], "the other calls of the entry stand"
+
+
+@pytest.mark.parametrize(
+    ("bad", "part"),
+    [
+        (program("c", Text(text="no output")), "no output"),
+        (program("c", Output(variables=("o",)), Output(variables=("o",))), "twice: o, o"),
+        (program("c", Output(variables=("o", "p")), Output(variables=("q",))), "only the last output"),
+    ],
+)
+def test_a_malformed_call_is_refused_and_every_output_it_names_fails(bad: ModelCall, part: str) -> None:
+    play = Play()
+    effects = play.submit(bad)
+    assert {v for v, _ in effects.doomed} == {
+        v for m in bad.messages for s in m.segments if isinstance(s, Output) for v in s.variables
+    }
+    for _, outcome in effects.doomed:
+        assert isinstance(outcome, Failure)
+        assert outcome.code is ErrorCode.INVALID_CALL
+        assert part in outcome.message
+        assert "'c'" in outcome.message
+    play.settle()
+    assert play.graph.calls[CallId("c")].state is CallState.ENDED
+
+
+def test_a_second_producer_is_refused_and_the_first_keeps_its_variable() -> None:
+    play = Play()
+    play.submit(call("a"))
+    second = program("second", Output(variables=("extra",)), Output(variables=("a",)))
+    play.submit(second)
+    failure = play.failure("extra")
+    assert "'call-a'" in failure.message
+    assert "'a'" in failure.message
+    assert "a" not in play.stream
+    play.run_all()
+    assert play.stream["a"] == (VALUE, None)
+
+
+def test_the_same_entry_twice_is_one_call() -> None:
+    play = Play()
+    play.submit(call("a"), call("b", "a"))
+    play.submit(call("a"), call("b", "a"))
+    assert play.pending == []
+    play.run_all()
+    assert play.runs == ["call-a", "call-b"]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_another_call_under_a_used_id_fails_its_outputs_instead_of_vanishing(together: bool) -> None:
+    play = Play()
+    one, two = program("same", Output(variables=("x",))), program("same", Output(variables=("y",)))
+    entries: list[list[Call]] = [[one, two, call("z", "y")]] if together else [[one], [two], [call("z", "y")]]
+    for entry in entries:
+        play.submit(*entry)
+    failure = play.failure("y")
+    assert failure.code is ErrorCode.INVALID_CALL
+    assert "'same'" in failure.message
+    assert play.graph.variables[VarId("z")].status is FAILURE
+    play.run_all()
+    assert play.runs == ["same"]
+
+
+# --- cycles -----------------------------------------------------------------------------------------------------------
+
+
+def cyclic(play: Play, *variables: str) -> None:
+    for variable in variables:
+        failure = play.failure(variable)
+        assert failure.code is ErrorCode.CYCLE
+        assert failure.call == f"call-{variable}"
+        assert f"'call-{variable}'" in failure.message
+
+
+def test_a_call_that_needs_its_own_output_is_refused() -> None:
+    play = Play()
+    play.submit(call("a", "a"), call("b", "a"))
+    cyclic(play, "a")
+    assert play.failure("b").call == "call-a", "what needs it fails with the first cause"
+
+
+def test_two_calls_that_need_each_other_are_refused_and_the_chain_is_shown() -> None:
+    play = Play()
+    play.submit(call("a", "b"), call("b", "a"), call("free"))
+    cyclic(play, "a", "b")
+    assert "'call-a' -> 'call-b' -> 'call-a'" in play.failure("a").message
+    assert play.names == ["call-free"]
+
+
+def test_a_cycle_closed_later_through_a_declared_variable_fails_the_call_that_closed_it() -> None:
+    play = Play()
+    play.graph.declare([VarId("x")])
+    play.submit(call("a", "x"))
+    play.submit(call("b", "a"))
+    play.submit(call("x", "b"))
+    cyclic(play, "x")
+    assert play.failure("a").call == "call-x"
+    assert play.failure("b").call == "call-x"
+    assert play.graph.unfinished == 0
+
+
+def test_a_long_cycle_is_found_and_calls_beside_it_run() -> None:
+    play = Play()
+    ring = [call(f"r{i}", f"r{(i + 1) % 500}") for i in range(500)]
+    play.submit(*ring, call("before"), call("after", "r0"))
+    cyclic(play, "r0", "r499")
+    assert play.names == ["call-before"]
+    assert play.failure("after").code is ErrorCode.CYCLE
+
+
+def test_two_cycles_joined_by_a_bridge_all_end() -> None:
+    play = Play()
+    play.submit(call("a", "b"), call("b", "a"), call("bridge", "b"), call("c", "d", "bridge"), call("d", "c"))
+    cyclic(play, "a", "b", "c", "d")
+    assert play.graph.variables[VarId("bridge")].status is FAILURE
+    assert play.graph.unfinished == 0
+
+
+def test_what_is_a_cycle_does_not_depend_on_values_so_that_a_rebuilt_graph_judges_alike() -> None:
+    entries: list[list[Call]] = [
+        [call("m", "n")],
+        [program("late", Input(variables=("m",)), Output(variables=("n",)), Output(variables=("k",)))],
+    ]
+    live, rebuilt = Play(), Play()
+    for play in (live, rebuilt):
+        play.graph.declare([VarId("n")])
+    live.submit(*entries[0])
+    live.value("n")  # set by hand before the second entry is read; a rebuilding scheduler reads all entries first
+    live.submit(*entries[1])
+    for entry in entries:
+        rebuilt.submit(*entry)
+    rebuilt.value("n")
+    assert live.failure("k") == rebuilt.failure("k")
+    assert live.graph.calls[CallId("call-m")].state == rebuilt.graph.calls[CallId("call-m")].state
+
+
+# --- lazy sessions ----------------------------------------------------------------------------------------------------
+
+
+def test_a_lazy_session_runs_what_is_wanted_and_all_that_it_needs_and_nothing_else() -> None:
+    play = Play(lazy=True)
+    play.submit(call("a"), call("b", "a"), call("c", "a"), call("d", "b"))
+    assert play.names == []
+    play.take(play.graph.want([VarId("b")]))
+    play.run_all()
+    assert play.runs == ["call-a", "call-b"]
+    play.take(play.graph.want([VarId("d")]))
+    play.run_all()
+    assert play.runs == ["call-a", "call-b", "call-d"]
+
+
+def test_wanting_before_submitting_starts_the_call_when_it_comes_even_in_parts() -> None:
+    play = Play(lazy=True)
+    play.take(play.graph.want([VarId("b")]))
+    play.graph.declare([VarId("a")])
+    play.submit(call("b", "a"))
+    play.submit(call("a"))
+    play.run_all()
+    assert play.runs == ["call-a", "call-b"]
+
+
+def test_a_wanted_variable_that_nobody_names_ends_with_the_session() -> None:
+    play = Play(lazy=True)
+    play.take(play.graph.want([VarId("dream")]))
+    play.take(play.graph.close("over"))
+    assert play.cancellation("dream").reason == "over"
+
+
+# --- failure, cancellation, close -------------------------------------------------------------------------------------
+
+
+def test_failure_flows_down_naming_the_call_that_failed_first() -> None:
+    play = Play()
+    play.submit(call("a"), call("b", "a"), call("c", "b"), call("other"), call("d", "other", "c"))
+    node = play.ready[0]
+    play.start(node)
+    cause = Failure(code=ErrorCode.ENGINE_ERROR, message="out of paper", call="call-a", function="a")
+    play.take(play.graph.fail(node, cause))
+    for variable in ("a", "b", "c", "d"):
+        assert play.failure(variable) == cause
+    assert play.names == ["call-other"]
+
+
+def test_a_value_that_came_first_wins_over_a_failure_and_its_consumers_run() -> None:
+    play = Play()
+    play.submit(call("a", outputs=2), call("b", "a-0"), call("c", "a-1"))
+    node = play.ready[0]
+    play.start(node)
+    play.take(play.graph.fail(node, Failure(code=ErrorCode.WORKER_LOST, message="gone")))
+    play.stream["a-0"] = (VALUE, None)  # the zombie's value reached the stream before our failure
+    play.settle()
+    assert play.names == ["call-b"]
+    assert play.failure("c").code is ErrorCode.WORKER_LOST
+
+
+def test_cancelling_a_call_cancels_what_needs_it_and_halts_what_runs() -> None:
+    play = Play()
+    play.submit(call("a"), call("b", "a"), call("c"))
+    node = play.ready[0]
+    play.start(node)
+    effects = play.take(play.graph.cancel([CallId("call-a"), CallId("unknown")], "enough"))
+    assert effects.halted == [node]
+    assert play.cancellation("a").reason == "enough"
+    assert play.cancellation("b").call == "call-a"
+    assert play.names == ["call-c"]
+
+
+def test_closing_ends_every_variable_with_or_without_a_call() -> None:
+    play = Play()
+    play.graph.declare([VarId("by-hand")])
+    play.submit(call("a"), call("b", "a", "by-hand"), call("bad", "ghost"))
+    play.take(play.graph.close("the session has ended"))
+    play.settle()
+    assert all(v.status is not None for v in play.graph.variables.values())
+    assert play.graph.unfinished == 0
+    assert play.cancellation("by-hand").reason == "the session has ended"
+
+
+# --- size -------------------------------------------------------------------------------------------------------------
+
+
+class Counted(dict):  # type: ignore[type-arg]
+    """A dictionary that counts look-ups: the work that a graph does, without a clock."""
+
+    lookups = 0
+
+    def __getitem__(self, key: object) -> object:
+        self.lookups += 1
+        return super().__getitem__(key)
+
+    def get(self, key: object, default: object = None) -> object:
+        self.lookups += 1
+        return super().get(key, default)
+
+
+def counted() -> SessionGraph:
+    graph = SessionGraph()
+    graph.variables = Counted()
+    return graph
+
+
+def work(graph: SessionGraph) -> int:
+    assert isinstance(graph.variables, Counted)
+    return graph.variables.lookups
+
+
+def test_a_chain_of_100_000_calls_is_submitted_run_and_failed_in_linear_work() -> None:
+    graph, size = counted(), 100_000
+    effects = graph.submit([call("v0"), *(call(f"v{i}", f"v{i - 1}") for i in range(1, size))])
+    assert len(effects.ready) == 1
+    for i in range(size // 2):
+        effects = graph.ended(VarId(f"v{i}"), VALUE)
+        assert len(effects.ready) == 1
+    cause = Failure(code=ErrorCode.ENGINE_ERROR, message="half-way")
+    doomed = graph.fail(effects.ready[0], cause).doomed
+    ends = 0
+    while doomed:
+        (variable, outcome), *more = doomed
+        assert outcome is cause
+        assert not more
+        doomed = graph.ended(variable, FAILURE, cause).doomed
+        ends += 1
+    assert ends == size // 2
+    assert graph.unfinished == 0
+    assert work(graph) < 25 * size
+
+
+def test_a_fan_in_of_5000_and_a_fan_out_of_5000_take_linear_work() -> None:
+    graph, size = counted(), 5000
+    graph.submit(
+        [call("root"), *(call(f"m{i}", "root") for i in range(size)), call("r", *(f"m{i}" for i in range(size)))]
+    )
+    assert len(graph.ended(VarId("root"), VALUE).ready) == size
+    ready = [graph.ended(VarId(f"m{i}"), VALUE).ready for i in range(size)]
+    assert [len(r) for r in ready] == [0] * (size - 1) + [1]
+    assert work(graph) < 40 * size
+
+
+def test_a_late_entry_costs_its_own_size_and_not_the_graphs() -> None:
+    graph = counted()
+    graph.submit([call("v0"), *(call(f"v{i}", f"v{i - 1}") for i in range(1, 2000))])
+    before = work(graph)
+    graph.submit([call("late", "v1999")])
+    assert work(graph) - before < 30
+
+
+# --- everything at once -----------------------------------------------------------------------------------------------
+
+NAMES = [f"v{i}" for i in range(9)]
+names = st.sampled_from(NAMES)
+
+
+@st.composite
+def some_call(draw: st.DrawFn) -> ModelCall:
+    """A call that makes sense, or, one time in five, any call at all."""
+    base = draw(st.integers(0, len(NAMES) - 1))
+    wild = draw(st.integers(0, 4)) == 0
+    before, after = (NAMES, NAMES) if wild else (NAMES[:base], NAMES[base : base + 2])
+    inputs = draw(st.lists(st.sampled_from(before), max_size=3)) if before else []
+    outputs = (
+        draw(st.lists(st.lists(st.sampled_from(after), min_size=1, max_size=2), max_size=2))
+        if wild
+        else [[v] for v in after]
+    )
+    segments: list[Segment] = [Input(variables=(v,), name=v) for v in inputs]
+    segments += [Output(variables=tuple(group)) for group in outputs]
+    identity = draw(st.sampled_from([f"c{i}" for i in range(12)]))
+    return ModelCall(id=identity, messages=(Message(segments=tuple(segments)),))
+
+
+class GraphMachine(RuleBasedStateMachine):
+    """Any log, in any order with values, failures and cancellations: nothing runs twice at once or after its end, and a closed
+    session leaves no variable without an outcome."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.play = Play()
+        self.submitted: set[str] = set()
+        self.ends_well = True
+
+    @initialize(lazy=st.booleans(), declared=st.integers(0, len(NAMES)), calls=st.lists(some_call(), max_size=4))
+    def open(self, lazy: bool, declared: int, calls: list[ModelCall]) -> None:
+        self.play = Play(lazy=lazy)
+        self.play.graph.declare(VarId(v) for v in NAMES[:declared])
+        self.submit(calls)
+
+    @rule(calls=st.lists(some_call(), min_size=1, max_size=4))
+    def submit(self, calls: list[ModelCall]) -> None:
+        self.play.submit(*calls)
+        self.submitted |= {
+            v for c in calls for m in c.messages for s in m.segments if isinstance(s, Output) for v in s.variables
+        }
+
+    @rule(variables=st.lists(names, min_size=1, max_size=3))
+    def declare(self, variables: list[str]) -> None:
+        self.play.graph.declare(VarId(v) for v in variables)
+
+    @rule(variables=st.lists(names, min_size=1, max_size=3))
+    def want(self, variables: list[str]) -> None:
+        self.play.take(self.play.graph.want(VarId(v) for v in variables))
+
+    @rule(variable=names)
+    def set_by_hand(self, variable: str) -> None:
+        if variable not in self.play.stream:
+            self.play.value(variable)
+
+    @rule(data=st.data())
+    def run(self, data: st.DataObject) -> None:
+        if self.play.ready:
+            self.play.start(data.draw(st.sampled_from(self.play.ready)))
+
+    def running(self) -> list[CallNode]:
+        return [n for n in self.play.graph.calls.values() if n.state is CallState.RUNNING]
+
+    @rule(data=st.data())
+    def produce(self, data: st.DataObject) -> None:
+        if running := self.running():
+            node = data.draw(st.sampled_from(running))
+            left = [o for o in node.outputs if o not in self.play.stream]
+            self.play.value(data.draw(st.sampled_from(left or list(node.outputs))))
+
+    @rule(data=st.data(), again=st.booleans())
+    def fail(self, data: st.DataObject, again: bool) -> None:
+        if running := self.running():
+            node = data.draw(st.sampled_from(running))
+            if again:
+                node.state, node.worker = CallState.READY, None
+                self.play.ready.append(node)
+            else:
+                failure = Failure(code=ErrorCode.ENGINE_ERROR, message="no", call=node.id)
+                self.play.take(self.play.graph.fail(node, failure))
+
+    @rule(calls=st.lists(st.sampled_from([f"c{i}" for i in range(12)]), max_size=3))
+    def cancel(self, calls: list[str]) -> None:
+        self.play.take(self.play.graph.cancel([CallId(c) for c in calls], "no more"))
+
+    @rule(data=st.data())
+    def store(self, data: st.DataObject) -> None:
+        """The stream takes one of the outcomes asked for; outcomes of different variables may come in any order."""
+        if self.play.pending:
+            i = data.draw(st.integers(0, len(self.play.pending) - 1))
+            self.play.pending = [self.play.pending[i], *self.play.pending[:i], *self.play.pending[i + 1 :]]
+            rest, self.play.pending = self.play.pending[1:], self.play.pending[:1]
+            variable, outcome = self.play.pending.pop()
+            self.play.stream.setdefault(variable, (status_of(outcome), outcome))
+            status, stored = self.play.stream[variable]
+            failure = stored if isinstance(stored, Failure) else None
+            self.play.take(self.play.graph.ended(variable, status, failure))
+            self.play.pending += rest
+
+    @invariant()
+    def consistent(self) -> None:
+        self.play.graph.check()
+        for node in self.play.ready:
+            assert node.wanted
+            assert any(o not in self.play.stream for o in node.outputs)
+        for variable, (status, _) in self.play.stream.items():
+            known = self.play.graph.variables.get(VarId(variable))
+            assert known is None or known.status in (None, status)
+
+    def live_on(self) -> None:
+        """With everything wanted, every hand's variable set, and every call that can run run, nothing is left waiting."""
+        self.play.take(self.play.graph.want(VarId(v) for v in self.submitted))
+        for node in list(self.play.graph.variables.values()):
+            if node.producer is None and node.status is None:
+                self.play.value(node.id)
+        for call_node in self.running():
+            self.play.value(*(o for o in call_node.outputs if o not in self.play.stream))
+        self.play.settle()
+        self.play.run_all()
+        assert self.play.graph.unfinished == 0
+
+    @rule(live_on=st.booleans())
+    def pause(self, live_on: bool) -> None:
+        self.ends_well = live_on
+
+    def teardown(self) -> None:
+        if self.ends_well:
+            self.live_on()
+        self.play.take(self.play.graph.close("the end"))
+        self.play.settle()
+        assert all(v.status is not None for v in self.play.graph.variables.values())
+        assert self.play.graph.unfinished == 0
+        assert self.play.ready == []
+        assert not self.running()
+        for variable in self.submitted:
+            assert self.play.graph.variables[VarId(variable)].status is not None, f"{variable} never ended"
+
+
+GraphMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestGraphMachine = GraphMachine.TestCase
