@@ -194,6 +194,15 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return inherited | to_environment(settings) | {"PYTHONUNBUFFERED": "1"}
 
 
+def engine_environment() -> dict[str, str]:
+    """The environment of an engine process: this process's, with OpenMP threads that wait asleep unless it says otherwise.
+
+    Spinning, libgomp's default, makes each parallel loop of a step wait for a time slice as soon as another process wants the
+    core: steps 5 to 30 times slower, measured on two busy cores. It is read when torch is loaded.
+    """
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+
+
 async def connect_bus(
     settings: Settings, name: str, *, on_reconnect: Callable[[], None] | None = None, patience: float = 10.0
 ) -> Bus:

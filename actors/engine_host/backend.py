@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, assert_never
 
 import structlog
 
+from myna.actors import config
 from myna.actors.config import Settings
 from myna.actors.messages import (
     Call,
@@ -55,10 +55,6 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 STOP_SECONDS = 5.0
 """How long the engine process gets to end by itself."""
 READ_BYTES = 2**16
-
-_CALM_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""A waiting OpenMP thread sleeps. Spinning, the default, makes each parallel loop of a step wait for the scheduler's time slice
-as soon as another process wants the core: steps 20 to 30 times slower, measured on two cores. Read when torch is loaded."""
 
 _CODES = {
     "PromptTooLong": ErrorCode.PROMPT_TOO_LONG,
@@ -101,7 +97,7 @@ class EngineBackend(Backend):
                 *self._command_line(engine.fileno()),
                 pass_fds=(engine.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
-                env=_CALM_THREADS | os.environ,
+                env=config.engine_environment(),
             )
         reader, self._writer = await asyncio.open_connection(sock=host)
         self._reading = asyncio.create_task(self._read(reader), name="engine reports")
@@ -264,7 +260,10 @@ class EngineBackend(Backend):
             self._report(JobFailed(running.key, failure))
 
 
-_FIGURES = ("running", "waiting", "pages", "free_pages", "evictable_pages", "hit_tokens", "preemptions", "steps")
+_FIGURES = (
+    *("running", "waiting", "pages", "free_pages", "evictable_pages", "hit_tokens", "evicted_tokens", "preemptions"),
+    *("steps", "step_seconds", "computed_tokens", "drawn_tokens"),
+)
 
 
 def _submit(request_id: str, job: Job) -> frames.Submit:
