@@ -116,8 +116,8 @@ class _Recorder:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        shapes = [tuple(tensor.shape) for tensor in (query, key, value)]
-        self.calls.append(_Call(layer, *shapes, scaling, window, softcap, sinks is not None))
+        q, k, v = (tuple(tensor.shape) for tensor in (query, key, value))
+        self.calls.append(_Call(layer, q, k, v, scaling, window, softcap, sinks is not None))
         return query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
 
 

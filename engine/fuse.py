@@ -20,6 +20,7 @@ from myna.kernels.linear import ACTIVATIONS, Linear, make_linear
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_FEW_ROWS = 64
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 
@@ -30,7 +31,9 @@ class FusedNetwork:
         base = network.base_model
         self._embedding: Tensor = base.embed_tokens.weight
         self._rotary = base.rotary_emb
-        self._layers = [_FusedLayer(layer, shape, i) for i, (layer, shape) in enumerate(zip(base.layers, layers, strict=True))]
+        self._layers = [
+            _FusedLayer(layer, shape, i) for i, (layer, shape) in enumerate(zip(base.layers, layers, strict=True))
+        ]
         self._epsilon, scale = _norm_parts(base.norm)
         self._head = _linear_after(scale, [network.lm_head])
 
@@ -46,7 +49,7 @@ class FusedNetwork:
 
 
 class _FusedLayer:
-    """One decoder layer: seven fused multiplications' worth of weights, and attention."""
+    """One decoder layer: five multiplications with what surrounds them fused in, and attention."""
 
     def __init__(self, layer: Any, shape: LayerShape, index: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -61,7 +64,9 @@ class _FusedLayer:
         self._gate = _linear_after(scale, [mlp.gate_proj])
         self._up = _linear_after(scale, [mlp.up_proj])
         self._down = _linear_after(None, [mlp.down_proj])
-        self._activation = _activation_name(mlp.act_fn)
+        activation = _activation_name(mlp.act_fn)
+        assert activation is not None, "recognised before"
+        self._activation = activation
         self._heads = attention.q_proj.out_features // shape.head_dim
 
     def __call__(self, hidden: Tensor, cos: Tensor, sin: Tensor, step: AttentionStep) -> Tensor:
@@ -155,28 +160,32 @@ def _is_rms_norm(module: nn.Module) -> bool:
     return bool(error < (1e-5 if weight.dtype == torch.float32 else 2e-2))
 
 
-def _norm_parts(module: Any) -> tuple[float, Tensor]:
-    """A norm's epsilon and its scale [hidden] in float32: its answer to a row of ones, so that 1 + weight is found too."""
+def _norm_parts(module: Any) -> tuple[Tensor, Tensor]:
+    """A norm's epsilon and its scale [hidden], in float32 at least. A row of ones shows whether that is 1 + weight."""
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
     weight = module.weight
     ones = torch.ones(1, weight.shape[0], dtype=weight.dtype)
     offset = (module(ones)[0].float() - weight.float()).mean().round()  # 0, or 1 where the scale is 1 + weight
-    return float(epsilon), weight.float() + offset
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return torch.tensor(float(epsilon), dtype=wide), weight.to(wide) + offset
 
 
-def _normalize(rows: Tensor, epsilon: float) -> Tensor:
+def _normalize(rows: Tensor, epsilon: Tensor) -> Tensor:
     """Rows over their root mean square, computed in float32."""
-    wide = rows.float()
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    inverse = norm.square_().mul_(1 / rows.shape[-1]).add_(epsilon).rsqrt_()
-    return wide.mul_(inverse).to(rows.dtype) if wide is not rows else rows * inverse
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=epsilon.dtype)
+    inverse = torch.addcmul(epsilon, norm, norm, value=1 / rows.shape[-1]).rsqrt_()
+    if rows.dtype == epsilon.dtype:
+        return rows * inverse
+    if rows.shape[0] <= _FEW_ROWS:
+        return (rows * inverse).to(rows.dtype)
+    return rows.to(epsilon.dtype).mul_(inverse).to(rows.dtype)  # a product of two dtypes is slow on many rows
 
 
 def _linear_after(scale: Tensor | None, modules: Sequence[Any]) -> Linear:
     """Several linear modules side by side as one, with the scale of the norm before them multiplied in."""
     weight = torch.cat([module.weight for module in modules])
     if scale is not None:
-        weight = (weight.float() * scale).to(weight.dtype)
+        weight = (weight * scale).to(weight.dtype)
     biases = [module.bias for module in modules]
     if all(bias is None for bias in biases):
         return make_linear(weight, None)

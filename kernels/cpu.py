@@ -7,6 +7,7 @@ pages are consecutive. A part runs in one fused kernel that also returns log-sum
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,9 @@ from myna.kernels.tails import Tail
 
 _ROWS_AT_ONCE = 256
 """Rows whose scores the unfused path holds at a time."""
+
+_FEW_ROWS = 64
+"""Up to so many rows, the query heads of a KV head are computed as rows of one matrix."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
@@ -151,7 +155,7 @@ def _visible(at: Sequence[int], begin: int, end: int, window: int | None) -> Ten
 
 def _is_run(numbers: Sequence[int]) -> bool:
     """Whether ascending, distinct numbers follow one another."""
-    return all(b == a + 1 for a, b in zip(numbers, numbers[1:], strict=False))
+    return all(b == a + 1 for a, b in itertools.pairwise(numbers))
 
 
 def _row_index(rows: Sequence[int]) -> slice | Tensor:
@@ -179,11 +183,23 @@ def _partial(
     query, keys, values = _take(query, part.rows), _take(keys, part.keys), _take(values, part.keys)
     if softcap is not None:
         return _unfused(query, keys, values, part, scaling, softcap)
+    if part.visible is None and not part.causal and query.shape[1] <= _FEW_ROWS:
+        return _grouped(query, keys, values, scaling)
     mask = None
     if part.visible is not None:
         mask = torch.zeros(part.visible.shape, dtype=query.dtype).masked_fill_(~part.visible, -torch.inf)[None, None]
     output, log_sum = _flash(query[None], keys[None], values[None], 0.0, part.causal, attn_mask=mask, scale=scaling)
     return output[0].transpose(0, 1), log_sum[0].transpose(0, 1)
+
+
+def _grouped(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """As `_partial` for a few rows that see all keys: the query heads of a KV head become its rows, so that keys are
+    brought into the kernel's layout once for all of them."""
+    kv_heads, count = keys.shape[0], query.shape[1]
+    rows = torch.unflatten(query, 0, (kv_heads, -1)).flatten(1, 2)  # [Hkv, G * rows, D]
+    output, log_sum = _flash(rows[None], keys[None], values[None], 0.0, False, attn_mask=None, scale=scaling)
+    output = torch.unflatten(output[0], 1, (-1, count)).permute(2, 0, 1, 3).flatten(1, 2)
+    return output, torch.unflatten(log_sum[0], 1, (-1, count)).permute(2, 0, 1).flatten(1, 2)
 
 
 def _take(tensor: Tensor, index: slice | Tensor) -> Tensor:
@@ -202,7 +218,7 @@ def _unfused(
     outputs, sums = [], []
     for begin in range(0, count, _ROWS_AT_ONCE):
         rows = slice(begin, begin + _ROWS_AT_ONCE)
-        grouped = query[:, rows].unflatten(0, (keys.shape[0], -1))  # [Hkv, G, rows, D]
+        grouped = torch.unflatten(query[:, rows], 0, (keys.shape[0], -1))  # [Hkv, G, rows, D]
         scores = torch.matmul(grouped, keys.mT[:, None]).to(_accumulator(query.dtype)) * scaling
         scores = torch.tanh(scores / softcap) * softcap
         if visible is not None:

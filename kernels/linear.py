@@ -103,13 +103,13 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> Linear:
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN takes weights of this dtype here."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
 
 
-if torch.backends.mkldnn.is_available():
+if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch leaves it untyped
     _unary = torch.ops.mkldnn._linear_pointwise.default
     _binary = torch.ops.mkldnn._linear_pointwise.binary

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from myna.kernels import cpu
 from myna.kernels.reference import dense_attention
-
 from tests.kernels.cases import PAGE_SIZE, SHAPES, Case, build
 
 OPTIONS = {

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from myna.kernels.reference import dense_attention, merge, tree_attention
-
 from tests.kernels.cases import PAGE_SIZE, SHAPES, build
 
 
