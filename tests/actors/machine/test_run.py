@@ -120,6 +120,7 @@ async def test_a_supervisor_that_is_killed_takes_everybody_with_it(up: Up) -> No
     assert len(living) >= len(PARTS)
     up.process.kill()
     assert [line for pid, line in living.items() if not ended(pid)] == []
+    await up.process.wait()  # its threads end one by one, and the last one lets the lock go
     assert home.info_path(up.home).exists()  # nobody could remove it,
     assert home.find(up.home) is None  # and nobody believes it
 
