@@ -74,10 +74,10 @@ def test_no_secret_is_written() -> None:
 
 def test_libraries_log_the_same_way_from_warnings_on() -> None:
     out = configured()
-    logging.getLogger("some.library").info("chatter")
-    logging.getLogger("some.library").warning("trouble at nats://ada:hunter2@host:1")
+    logging.getLogger("some.package").info("chatter")
+    logging.getLogger("some.package").warning("trouble at nats://ada:hunter2@host:1")
     (event,) = events(out)
-    assert event["logger"] == "some.library"
+    assert event["logger"] == "some.package"
     assert event["event"] == "trouble at nats://(hidden)@host:1"
 
 
