@@ -55,4 +55,3 @@ def decode(data: bytes, type_: type[M] | Any) -> M:
 def _reason(error: Exception) -> str:
     text = str(error) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
-

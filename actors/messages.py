@@ -531,4 +531,33 @@ class Status(Frozen, frozen=True, tag="status"):
     rejected: int = 0
 
 
-AnyMessage = LogEntry | Outcome | Chunk | WorkerMessage | SchedulerMessage | Alive | StatusRequest | Status
+class Why(Frozen, frozen=True, tag="why?"):
+    """Asks the leading scheduler why a call runs where and when it does, or what it waits for; without a session, in all."""
+
+    call: Id
+    session: Id | None = None
+
+
+class CallReasons(Frozen, frozen=True, tag="call-reasons"):
+    """One call as the scheduler sees it. `seconds`: how long it has been in its state, if that was noted. `reasons` are
+    sentences for people."""
+
+    tenant: Id
+    session: Id
+    call: str
+    function: str
+    state: str
+    worker: str = ""
+    seconds: float | None = None
+    reasons: tuple[str, ...] = ()
+
+
+class Explanation(Frozen, frozen=True, tag="explanation"):
+    """The answer to `Why`: every call of that id that the scheduler knows."""
+
+    calls: tuple[CallReasons, ...] = ()
+
+
+AnyMessage = (
+    LogEntry | Outcome | Chunk | WorkerMessage | SchedulerMessage | Alive | StatusRequest | Status | Why | Explanation
+)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from msgspec import structs
 
 from myna.actors import codec, subjects
-from myna.actors.messages import Cancellation, Failure, Outcome, Value
+from myna.actors.messages import Cancellation, Failure, Outcome, Usage, Value
 
 
 class OutcomeStatus(StrEnum):
@@ -36,12 +36,37 @@ def pack(outcome: Outcome) -> tuple[bytes, dict[str, str]]:
     """Body and headers of an outcome. Raises `codec.TooLarge`."""
     body = codec.encode(outcome)
     attempt = 0 if isinstance(outcome, Cancellation) else outcome.attempt
-    return body, {
+    headers = {
         subjects.STATUS_HEADER: status_of(outcome).value,
         subjects.ATTEMPT_HEADER: str(attempt),
         subjects.SIZE_HEADER: str(len(body)),
         subjects.DIGEST_HEADER: hashlib.blake2b(body, digest_size=16).hexdigest(),
     }
+    if isinstance(outcome, Value):
+        digest = hashlib.blake2b(outcome.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        usage = outcome.usage
+        figures = (len(outcome.text), digest, usage.prompt_tokens, usage.cached_tokens, usage.output_tokens)
+        headers[subjects.CONTENT_HEADER] = " ".join(map(str, figures))
+    return body, headers
+
+
+class Content(NamedTuple):
+    """What a value's headers tell of it: characters and digest of its text, and tokens. Advice only: any client may write it."""
+
+    characters: int = 0
+    digest: str = ""
+    usage: Usage = Usage()
+
+
+def read_content(headers: Mapping[str, str]) -> Content:
+    """Content from headers; all empty where a writer left it out, or wrote nonsense."""
+    try:
+        characters, digest, *tokens = headers[subjects.CONTENT_HEADER].split(" ")
+        prompt, cached, output = (min(max(int(n), 0), 2**31) for n in tokens)
+        usage = Usage(prompt_tokens=prompt, cached_tokens=cached, output_tokens=output)
+        return Content(min(max(int(characters), 0), 2**31), digest[:32], usage)
+    except (KeyError, ValueError):
+        return Content()
 
 
 _Ending = TypeVar("_Ending", bound=Failure | Cancellation)

@@ -8,7 +8,7 @@
     myna.<tenant>.<session>.alive          a client still holds its session
     myna-worker.<worker>.{run,stop,drain}  scheduler -> one worker
     myna-workers.<worker>.{announce,beat,event,leave}  worker -> scheduler
-    myna-scheduler.{hello,status}          scheduler -> all workers; anybody -> the leading scheduler
+    myna-scheduler.{hello,status,why}      scheduler -> all workers; anybody -> the leading scheduler
 
 Nobody but the streams publishes on `var` and `tok` (Law 1, Law 3).
 """
@@ -163,6 +163,7 @@ def from_worker(worker: WorkerId, leaf: FromWorker) -> str:
 FROM_WORKERS = "myna-workers.*.*"
 HELLO = "myna-scheduler.hello"
 STATUS = "myna-scheduler.status"
+WHY = "myna-scheduler.why"
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------
@@ -216,4 +217,6 @@ STATUS_HEADER = "Myna-Status"
 ATTEMPT_HEADER = "Myna-Attempt"
 SIZE_HEADER = "Myna-Size"
 DIGEST_HEADER = "Myna-Digest"
+CONTENT_HEADER = "Myna-Content"
+"""Of a value: characters and digest of its text, then prompt, cached and output tokens, separated by spaces."""
 MESSAGE_ID = "Nats-Msg-Id"

@@ -174,4 +174,3 @@ def current_session() -> Any:
     if session is None:
         raise NoSession("no session is open here: use `async with myna.session():`")
     return session
-

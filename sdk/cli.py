@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from myna.actors.machine.home import Info
     from myna.actors.machine.shell import Observer
-    from myna.actors.messages import Status
+    from myna.actors.messages import Explanation, Status
 
 
 class Told(click.ClickException):
@@ -125,20 +125,65 @@ def status(as_json: bool, timeout: float) -> None:
         _show(_console(), seen)
 
 
+@main.command()
+@click.argument("call")
+@click.option("--session", help="The session that the call is in; without it, every session is searched.")
+@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+@click.option("--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait.")
+def why(call: str, session: str | None, as_json: bool, timeout: float) -> None:
+    """Tell why CALL runs where and when it does, or what it waits for."""
+    from myna.actors import subjects
+
+    for name in filter(None, (call, session)):
+        try:
+            subjects.token(name, "id")
+        except subjects.InvalidName as error:
+            raise Told(str(error)) from None
+    seen = asyncio.run(_ask_why(_located(), call, session, timeout))
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(seen))
+        return
+    if not seen.calls:
+        raise Told(f"the scheduler knows no call {call!r}" + (f" in session {session!r}" if session else ""))
+    for found in seen.calls:
+        where = f" on {found.worker}" if found.worker else ""
+        since = f" for {found.seconds:.3f} s" if found.seconds is not None else ""
+        title = f"{found.function} " if found.function else ""
+        click.echo(f"{title}{found.call} in session {found.session} of {found.tenant}: {found.state}{where}{since}")
+        for reason in found.reasons:
+            click.echo(f"  {reason}")
+
+
+async def _ask_why(settings: config.Settings, call: str, session: str | None, seconds: float) -> Explanation:
+    from myna.actors import codec, subjects
+    from myna.actors.messages import Explanation, Why
+
+    answer = await _request(settings, subjects.WHY, codec.encode(Why(call=call, session=session)), seconds)
+    return codec.decode(answer, Explanation)
+
+
 async def _ask(settings: config.Settings, seconds: float) -> Status:
     from myna.actors import codec, subjects
-    from myna.actors.bus import Unavailable
     from myna.actors.messages import Status, StatusRequest
 
-    bus = await config.connect_bus(settings, "myna-status", patience=seconds)
+    return codec.decode(await _request(settings, subjects.STATUS, codec.encode(StatusRequest()), seconds), Status)
+
+
+async def _request(settings: config.Settings, subject: str, data: bytes, seconds: float) -> bytes:
+    """A question to the leading scheduler."""
+    from myna.actors.bus import Unavailable
+
+    bus = await config.connect_bus(settings, "myna-question", patience=seconds)
     try:
-        answer = await bus.request(subjects.STATUS, codec.encode(StatusRequest()), timeout=seconds)
+        answer = await bus.request(subject, data, timeout=seconds)
     except Unavailable as error:
         address = settings.address and settings.address.url
         raise Unavailable(f"the server at {address} is there, but no scheduler leads: {error}") from error
     finally:
         await bus.close()
-    return codec.decode(answer.data, Status)
+    return answer.data
 
 
 def _show(console: Console, seen: Status) -> None:

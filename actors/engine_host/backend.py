@@ -332,4 +332,3 @@ def _output_segment(output: Output, index: int, job: Job) -> frames.OutputSegmen
         ),
         forced,
     )
-

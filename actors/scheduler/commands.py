@@ -68,4 +68,11 @@ class PurgeSession:
     session: SessionId
 
 
-Command = SayHello | Dispatch | Halt | EndVariable | AppendClose | PurgeSession
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send a `Wake` at `at`, by the core's clock."""
+
+    at: float
+
+
+Command = SayHello | Dispatch | Halt | EndVariable | AppendClose | PurgeSession | WakeAt

@@ -9,7 +9,6 @@ Laws:
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -27,6 +26,7 @@ from myna.actors.messages import (
     ErrorCode,
     Event,
     EventKind,
+    Explanation,
     Failure,
     Hello,
     Leave,
@@ -42,10 +42,13 @@ from myna.actors.messages import (
     Tenant,
     VarId,
     Want,
+    Why,
     WorkerId,
     WorkerStatus,
 )
+from myna.actors.outcomes import OutcomeStatus
 from myna.actors.program import outputs_of
+from myna.actors.scheduler import explain
 from myna.actors.scheduler.commands import (
     AppendClose,
     Command,
@@ -54,10 +57,14 @@ from myna.actors.scheduler.commands import (
     Halt,
     PurgeSession,
     SayHello,
+    WakeAt,
 )
-from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Touched
-from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
+from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Touched, Wake
+from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker
 from myna.actors.scheduler.graph import CallNode, CallState, Effects, SessionGraph
+from myna.actors.scheduler.planner import Planner
+from myna.actors.scheduler.policies import Policies
+from myna.actors.scheduler.policies.placement import Place
 
 SUSPECT = 2.5
 """Seconds of silence after which a worker is given up. It beats once a second."""
@@ -99,19 +106,20 @@ class _Early:
 class SchedulerCore:
     """State and decisions of one scheduler."""
 
-    def __init__(self) -> None:
+    def __init__(self, policies: Policies | None = None) -> None:
         self.lease: int | None = None
         self.name = ""
         self.sessions: dict[SessionKey, Session] = {}
-        self.fleet = Fleet()
-        self._queues: dict[Demand, list[tuple[int, int, CallNode]]] = {}
-        self._key_of: dict[SessionGraph, SessionKey] = {}
+        policies = policies or Policies()
+        self.fleet = Fleet(late=policies.capacity)
+        self.planner = Planner(policies, self.fleet)
         self._early: dict[SessionKey, _Early] = {}
         self._missed: dict[tuple[WorkerId, HeldKey], int] = {}
-        self._sequence = 0
         self._attempts = 0
+        self._wakes_at: float | None = None
         self._settles_at: float | None = None
-        self._led_at = 0.0
+        self._greet = False
+        self._unanswered: list[Command] = []
         self._last_tick: float | None = None
         self._was_healthy = True
         self._out: list[Command] = []
@@ -120,6 +128,7 @@ class SchedulerCore:
 
     def handle(self, event: SchedulerEvent) -> list[Command]:
         """Apply one event; returns what is to be done, in order. Before `Led` this is nothing."""
+        self.fleet.now = event.now
         match event:
             case Led():
                 self._lead(event)
@@ -133,6 +142,9 @@ class SchedulerCore:
                 self._touch((event.tenant, event.session), event.now)
             case Tick():
                 self._tick(event)
+            case Wake():
+                self._wakes_at = None
+                self._dispatch(event.now)
             case _:
                 assert_never(event)
         out, self._out = self._out, []
@@ -141,8 +153,8 @@ class SchedulerCore:
     # --- leading ---
 
     def _lead(self, event: Led) -> None:
-        self.lease, self.name, self._led_at = event.lease, event.scheduler, event.now
-        self._out = []
+        self.lease, self.name = event.lease, event.scheduler
+        self._out, self._unanswered = self._unanswered, []
         self._say_hello()
         for session in self.sessions.values():
             session.last_active = event.now
@@ -189,9 +201,13 @@ class SchedulerCore:
             case Declare(variables=variables):
                 graph.declare(VarId(v) for v in variables)
             case Submit(calls=calls):
-                self._apply(session, graph.submit(calls), event.now)
-            case Want(variables=variables):
-                self._apply(session, graph.want(VarId(v) for v in variables), event.now)
+                effects = graph.submit(calls)
+                self.planner.added(graph, effects.added, event.now)
+                self._apply(session, effects, event.now)
+            case Want(variables=variables, objective=objective):
+                effects = graph.want(VarId(v) for v in variables)
+                self.planner.wanted(graph, (VarId(v) for v in variables), objective, event.now)
+                self._apply(session, effects, event.now)
             case Cancel(calls=calls, reason=reason):
                 chosen = [CallId(c) for c in calls] or [c for c, n in graph.calls.items() if n.unended]
                 self._apply(session, graph.cancel(chosen, reason or "cancelled by the application"), event.now)
@@ -203,9 +219,8 @@ class SchedulerCore:
                 assert_never(event.entry)
 
     def _open(self, key: SessionKey, entry: Open, now: float) -> None:
-        session = Session(*key, entry, SessionGraph(lazy=entry.lazy), now)
-        self.sessions[key] = session
-        self._key_of[session.graph] = key
+        graph = SessionGraph(lazy=entry.lazy, tenant=key[0], session=key[1], priority=entry.priority)
+        session = self.sessions[key] = Session(*key, entry, graph, now)
         if entry.protocol != PROTOCOL:
             session.closing_at = now + CLOSING
             session.closed_because = f"its client speaks protocol {entry.protocol}, this scheduler {PROTOCOL}"
@@ -225,9 +240,10 @@ class SchedulerCore:
         known = session.graph.variables if session else {}
         why = session.closed_because if session else "it was closed long ago, or never opened"
         failure = Failure(code=ErrorCode.SESSION_CLOSED, message=f"session {key[1]!r} takes no more calls: {why}")
-        self._out += [EndVariable(*key, v, failure) for v in variables if v not in known or known[v].status is None]
+        out = self._unanswered if self.lease is None else self._out
+        out += [EndVariable(*key, v, failure) for v in variables if v not in known or known[v].status is None]
         if session is None:
-            self._out.append(PurgeSession(*key))
+            out.append(PurgeSession(*key))
 
     # --- the values ---
 
@@ -239,6 +255,9 @@ class SchedulerCore:
             early.outcomes.append(event)
             return
         session.last_active = event.now
+        if event.status is OutcomeStatus.VALUE:
+            usage, characters, content = event.usage, event.characters, event.content
+            self.planner.produced(session.graph, event.variable, usage, characters, content, event.now)
         self._apply(session, session.graph.ended(event.variable, event.status, event.failure), event.now)
 
     def _apply(self, session: Session, effects: Effects, now: float) -> None:
@@ -247,66 +266,59 @@ class SchedulerCore:
             self._release(session, call, halt=False)
         for call in effects.halted:
             self._release(session, call, halt=True)
+        for call in effects.finished:
+            self.planner.ended(call)
         self._out += [EndVariable(*key, variable, outcome) for variable, outcome in effects.doomed]
         for call in effects.ready:
-            self._enqueue(session, call, now)
+            self._enqueue(call, now)
         if effects.ready or effects.ended or effects.halted:
             self._dispatch(now)
 
     # --- dispatch ---
 
-    def _enqueue(self, session: Session, call: CallNode, now: float) -> None:
-        assert call.spec is not None
+    def _enqueue(self, call: CallNode, now: float) -> None:
         call.since = now
-        self._sequence += 1
-        priority = call.spec.priority + session.opened.priority
-        queue = self._queues.setdefault(demand_of(call.spec, session.tenant), [])
-        heapq.heappush(queue, (-priority, self._sequence, call))
+        call.seen |= self.lease is None  # an earlier leader may have run it
+        self.planner.ready(call)
 
     def _dispatch(self, now: float) -> None:
         if self.lease is None or self._settles_at is not None:
             return
-        for demand in list(self._queues):
-            self._dispatch_queue(demand, now)
+        self.fleet.wake()
+        for call, place in self.planner.choose(now):
+            self._start(call, place, now)
+        wakes_at = self.fleet.wake()
+        if wakes_at is not None and (self._wakes_at is None or wakes_at < self._wakes_at) and self.planner.busy:
+            self._wakes_at = wakes_at
+            self._out.append(WakeAt(wakes_at))
 
-    def _dispatch_queue(self, demand: Demand, now: float) -> None:
-        queue = self._queues[demand]
-        while queue:
-            call = queue[0][2]
-            if call.state is not CallState.READY:
-                heapq.heappop(queue)
-                continue
-            worker = self.fleet.choose(demand)
-            if worker is None:
-                return
-            heapq.heappop(queue)
-            self._start(call, worker, now)
-        del self._queues[demand]
-
-    def _start(self, call: CallNode, worker: Worker, now: float) -> None:
+    def _start(self, call: CallNode, place: Place, now: float) -> None:
         assert call.spec is not None
         assert call.session is not None
         assert self.lease is not None
-        key = self._key_of[call.session]
+        key = (call.session.tenant, call.session.id)
+        attempt = self._next_attempt()
         self._attempts += 1
-        attempt = Attempt((self.lease << 20) + self._attempts)
         run = Run(
             tenant=key[0],
             session=key[1],
             call=call.spec,
             attempt=attempt,
             lease=self.lease,
-            resume=call.tries > 0 or call.since < self._led_at,
+            resume=call.seen,
         )
-        self._occupy(call, worker, attempt, now)
-        self._out.append(Dispatch(worker.id, run))
+        self._occupy(call, place.worker, attempt, now, place)
+        self._out.append(Dispatch(place.worker.id, run))
 
-    def _occupy(self, call: CallNode, worker: Worker, attempt: int, now: float) -> None:
+    def _next_attempt(self) -> Attempt:
+        return Attempt(((self.lease or 0) << 20) + self._attempts + 1)
+
+    def _occupy(self, call: CallNode, worker: Worker, attempt: int, now: float, place: Place | None = None) -> None:
         assert call.session is not None
-        key = self._key_of[call.session]
-        call.state, call.worker, call.attempt, call.since = CallState.RUNNING, worker.id, attempt, now
+        key = (call.session.tenant, call.session.id)
+        self.planner.started(call, worker, (*key, call.id), attempt, place, now)
+        call.state, call.worker, call.attempt, call.since, call.seen = CallState.RUNNING, worker.id, attempt, now, True
         self.sessions[key].running += 1
-        self.fleet.hold(worker, (*key, call.id), attempt)
 
     def _release(self, session: Session, call: CallNode, *, halt: bool) -> None:
         """A running call runs no more on its worker."""
@@ -315,6 +327,7 @@ class SchedulerCore:
         key: HeldKey = (session.tenant, session.id, call.id)
         worker = self.fleet.workers.get(call.worker)
         self._missed.pop((call.worker, key), None)
+        self.planner.stopped(key)
         if worker is not None:
             self.fleet.drop(worker, key)
             if halt and self.lease is not None:
@@ -352,9 +365,10 @@ class SchedulerCore:
     def _beat(self, beat: Beat, now: float) -> None:
         worker = self.fleet.workers.get(WorkerId(beat.worker))
         if worker is None or worker.offer.incarnation != beat.incarnation:
-            self._say_hello()
+            self._greet = True
             return
         worker.last_heard = now
+        self.planner.heard(worker, beat)
         self._reconcile(worker, beat.running, now, fresh=False)
         self._dispatch(now)
 
@@ -384,7 +398,13 @@ class SchedulerCore:
             and call.wanted
         ):
             self._occupy(call, worker, attempt, now)
-        elif self.lease is not None and (call is None or call.state is not CallState.RUNNING or call.attempt > attempt):
+        elif call is not None and call.state is CallState.RUNNING and call.attempt < attempt < self._next_attempt():
+            assert session is not None  # an older attempt was adopted first; only the newer one can still publish
+            self._release(session, call, halt=True)
+            self._occupy(call, worker, attempt, now)
+        elif self.lease is not None and (
+            call is None or call.state is not CallState.RUNNING or call.attempt != attempt
+        ):
             stop = Stop(tenant=key[0], session=key[1], call=key[2], attempt=attempt, lease=self.lease)
             self._out.append(Halt(worker.id, stop))
 
@@ -421,9 +441,9 @@ class SchedulerCore:
         self._release(session, call, halt=False)
         if worker is not None:
             self.fleet.announce(structs.replace(worker.offer, draining=True), now)
-            self._say_hello()
+            self._greet = True
         call.state = CallState.READY
-        self._enqueue(session, call, now)
+        self._enqueue(call, now)
         self._dispatch(now)
 
     def _retry(self, key: HeldKey, attempt: int, failure: Failure, now: float) -> None:
@@ -437,7 +457,7 @@ class SchedulerCore:
         call.tries += 1
         if failure.retryable and call.tries <= call.spec.retries:
             call.state = CallState.READY
-            self._enqueue(session, call, now)
+            self._enqueue(call, now)
             self._dispatch(now)
         else:
             self._apply(session, session.graph.fail(call, _attributed(failure, call)), now)
@@ -447,6 +467,7 @@ class SchedulerCore:
 
     def _lose(self, worker: Worker, why: str, now: float) -> None:
         self.fleet.remove(worker.id)
+        self.planner.lost(worker.id)
         for key, attempt in list(worker.held.items()):
             self._missed.pop((worker.id, key), None)
             self._retry(key, attempt, self._lost(worker, why), now)
@@ -470,24 +491,26 @@ class SchedulerCore:
             for worker in self.fleet.workers.values():  # we were deaf: silence proves nothing
                 worker.last_heard = now
         self._was_healthy, self._last_tick = event.healthy, now
+        if self._greet:  # not at once: a worker that refuses for ever must not make us spin
+            self._greet = False
+            self._say_hello()
         for worker in list(self.fleet.workers.values()):
             if now - worker.last_heard > SUSPECT:
                 self._lose(worker, f"silent for {now - worker.last_heard:.1f} s", now)
         if self._settles_at is not None and now >= self._settles_at:
             self._settles_at = None
             self._dispatch(now)
+        if self._wakes_at is not None and now >= self._wakes_at:
+            self._wakes_at = None
+            self._dispatch(now)
         self._give_up_unserved(now)
         self._expire(now)
 
     def _give_up_unserved(self, now: float) -> None:
-        for demand in list(self._queues):
-            if self.fleet.serves(demand):
-                continue
-            waiting = [e[2] for e in self._queues[demand] if e[2].state is CallState.READY]
-            for call in waiting:
-                if now - call.since > UNSERVED and call.session is not None:
-                    session = self.sessions[self._key_of[call.session]]
-                    self._apply(session, session.graph.fail(call, self._unserved(demand, call)), now)
+        for demand, call in self.planner.unserved():
+            if now - call.since > UNSERVED and call.session is not None:
+                session = self.sessions[call.session.tenant, call.session.id]
+                self._apply(session, session.graph.fail(call, self._unserved(demand, call)), now)
 
     def _unserved(self, demand: Demand, call: CallNode) -> Failure:
         wanted = " or ".join(repr(name) for name in demand.names if name) or "any model"
@@ -511,7 +534,6 @@ class SchedulerCore:
 
     def _forget(self, key: SessionKey, session: Session) -> None:
         del self.sessions[key]
-        del self._key_of[session.graph]
         self._out.append(PurgeSession(*key))
 
     # --- questions ---
@@ -530,7 +552,7 @@ class SchedulerCore:
             )
             for w in self.fleet.workers.values()
         )
-        queued = sum(e[2].state is CallState.READY for queue in self._queues.values() for e in queue)
+        queued = self.planner.queued
         sessions = tuple(_session_status(s) for s in self.sessions.values() if s.closing_at is None)
         return Status(
             scheduler=self.name,
@@ -541,11 +563,23 @@ class SchedulerCore:
             rejected=rejected,
         )
 
+    def why(self, question: Why, now: float) -> Explanation:
+        """Why a call runs where and when it does, or what it waits for."""
+        found = []
+        for key, session in self.sessions.items():
+            call = session.graph.calls.get(CallId(question.call))
+            if call is not None and question.session in (None, key[1]):
+                found.append(explain.explain(call, session.graph, self.fleet, self.planner, now))
+                if len(found) == explain.MOST:
+                    break
+        return Explanation(calls=tuple(found))
+
     def check(self) -> None:
         """Raise AssertionError if the state contradicts itself."""
         self.fleet.check()
         held = {(w.id, key): attempt for w in self.fleet.workers.values() for key, attempt in w.held.items()}
-        queued = {id(e[2]) for queue in self._queues.values() for e in queue}
+        queued = {id(call) for call in self.planner.waiting()}
+        self.planner.check()
         for key, session in self.sessions.items():
             session.graph.check()
             running = 0
@@ -562,12 +596,12 @@ class SchedulerCore:
 
 
 def _attributed(failure: Failure, call: CallNode) -> Failure:
-    """The failure, naming the call where it began."""
+    """The failure, naming the call where it began: this one, unless its worker (an agent that made calls) names another."""
     return Failure(
         code=failure.code,
         message=failure.message,
-        call=call.id,
-        function=call.function,
+        call=failure.call or call.id,
+        function=failure.function if failure.call else call.function,
         variable=failure.variable,
         retryable=failure.retryable,
         attempt=call.attempt,
@@ -581,7 +615,7 @@ def _session_status(session: Session) -> SessionStatus:
     return SessionStatus(
         tenant=session.tenant,
         session=session.id,
-        name=session.opened.name,
+        name=session.opened.name[:200],
         calls=len(session.graph.calls),
         waiting=counts[CallState.WAITING],
         ready=counts[CallState.READY],

@@ -13,6 +13,7 @@ from myna.actors.messages import (
     LogEntry,
     SessionId,
     Tenant,
+    Usage,
     VarId,
 )
 from myna.actors.outcomes import OutcomeStatus
@@ -39,7 +40,8 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The values' stream holds an outcome of a variable. `failure` is the whole of it where the status is failure."""
+    """The values' stream holds an outcome of a variable. `failure` is the whole of it where the status is failure. Of a value,
+    headers tell the usage, the characters of its text, and a digest of the text."""
 
     tenant: Tenant
     session: SessionId
@@ -48,6 +50,9 @@ class Ended:
     attempt: int
     now: float
     failure: Failure | None = None
+    usage: Usage = Usage()
+    characters: int = 0
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +80,11 @@ class Tick:
     healthy: bool = True
 
 
-SchedulerEvent = Led | Logged | Ended | Heard | Touched | Tick
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """The time that a `WakeAt` named has come."""
+
+    now: float
+
+
+SchedulerEvent = Led | Logged | Ended | Heard | Touched | Tick | Wake

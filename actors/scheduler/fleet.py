@@ -1,7 +1,8 @@
 """The workers that a scheduler knows: what they serve, how much they hold, when they were last heard.
 
 Law: choosing a worker costs the same with one worker or a thousand. Loads live in lazy heaps: every change of a worker's load
-pushes a new entry, and stale ones are dropped when they surface.
+pushes a new entry, and stale ones are dropped when they surface. `now`, the time of the newest event, is set by the core.
+With `late`, a worker with prompts enough to compute is left alone until it can begin another.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import islice
+
+from msgspec import Struct
 
 from myna.actors.messages import Announce, Call, CallId, ModelCall, SessionId, Tenant, WorkerId, WorkerKind
+from myna.actors.scheduler.policies.capacity import BACKLOG, Cost, Demanded, Occupancy
 
 HeldKey = tuple[Tenant, SessionId, CallId]
+_Slot = tuple[bool, str, Tenant | None]  # engine or agent: an enum's hash is slow
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Struct, frozen=True):
     """What a call asks of a worker: the names it accepts (of models, or of one function) and, for agents, whose tenant."""
 
     kind: WorkerKind
@@ -41,29 +47,57 @@ class Worker:
     held: dict[HeldKey, int] = field(default_factory=dict)
     """Calls dispatched to it and not ended, with their attempts."""
     stamp: int = 0
+    slots: tuple[_Slot, ...] = ()
+    """Under what it is found."""
+    asleep: bool = False
+    """It has as many prompts to compute as it is given ahead; woken at `alarm`, when the time for more has come."""
+    alarm: float = 0.0
+    costs: dict[HeldKey, Cost] = field(default_factory=dict)
+    """What the held calls are thought to take of it, where that was estimated."""
+    occupancy: Occupancy = field(default_factory=Occupancy)
 
-    @property
-    def load(self) -> float:
-        """Calls held, as a share of its capacity."""
-        return len(self.held) / self.offer.capacity
+    load: float = 0.0
+    """Calls held or KV tokens, whichever is more, as a share of its capacity."""
+    has_room: bool = True
+    """Whether its capacity allows another call."""
 
     @property
     def free(self) -> bool:
-        """Whether it takes another call."""
-        return len(self.held) < self.offer.capacity and not self.offer.draining
+        """Whether it takes another call now."""
+        return self.has_room and not self.asleep
+
+    def weigh(self) -> None:
+        """What it holds, or its offer, has changed."""
+        offer, held = self.offer, len(self.held)
+        load = held / offer.capacity
+        if offer.tokens is not None and self.occupancy.tokens > load * offer.tokens:
+            load = self.occupancy.tokens / offer.tokens
+        self.load = load
+        self.has_room = held < offer.capacity and load < 1.0 and not offer.draining
 
 
-_Slot = tuple[WorkerKind, str, Tenant | None]
+class Role(IntEnum):
+    """Which workers are asked for: any; those reserved for paced calls; those that take other calls."""
+
+    ANY = 0
+    HOME = 1
+    OPEN = 2
 
 
 class Fleet:
     """All workers, by what they serve."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, late: bool = False) -> None:
+        self._late = late
+        self.demanded = Demanded()
         self.workers: dict[WorkerId, Worker] = {}
-        self._heaps: dict[_Slot, list[tuple[float, int, WorkerId]]] = {}
+        self.now = 0.0
+        self._heaps: list[dict[_Slot, list[tuple[float, int, WorkerId]]]] = [{} for _ in Role]
         self._serving: dict[_Slot, int] = {}
         self._stamp = 0
+        self._homes: dict[WorkerId, None] = {}
+        self._asleep: list[tuple[float, WorkerId]] = []
+        self._turn = 0
 
     def announce(self, offer: Announce, now: float) -> Worker:
         """A worker presents itself, for the first time or anew; what it holds stays."""
@@ -73,6 +107,7 @@ class Fleet:
         else:
             self._count(worker, -1)
             worker.offer = offer
+        worker.slots = tuple(_offered(offer))
         worker.last_heard = now
         self._count(worker, 1)
         self._push(worker)
@@ -83,26 +118,101 @@ class Fleet:
         worker = self.workers.pop(worker_id, None)
         if worker is not None:
             self._count(worker, -1)
+            self._homes.pop(worker_id, None)
         return worker
 
-    def hold(self, worker: Worker, key: HeldKey, attempt: int) -> None:
+    def hold(self, worker: Worker, key: HeldKey, attempt: int, cost: Cost | None = None) -> None:
         """A call was dispatched to the worker, or found running there."""
         worker.held[key] = attempt
+        if cost is not None:
+            worker.costs[key] = cost
+            worker.occupancy.add(cost, self.now)
+            if self._late and not worker.asleep and worker.occupancy.backlog(self.now) > BACKLOG:
+                worker.asleep = True
+                self._set_alarm(worker)
         self._push(worker)
 
     def drop(self, worker: Worker, key: HeldKey) -> None:
         """A call has ended on the worker."""
         if worker.held.pop(key, None) is not None:
+            cost = worker.costs.pop(key, None)
+            if cost is not None:
+                worker.occupancy.remove(cost, self.now)
+            self._rouse(worker)
             self._push(worker)
 
-    def choose(self, demand: Demand) -> Worker | None:
+    def refresh(self, worker: Worker) -> None:
+        """What its place among others depends on may have changed with time."""
+        if self._rouse(worker) or worker.id in self._homes:
+            self._push(worker)
+
+    def _rouse(self, worker: Worker) -> bool:
+        """Whether the worker slept and can be given more prompts again. Its entry among the sleepers goes stale."""
+        if worker.asleep and worker.occupancy.backlog(self.now) <= BACKLOG / 2 + 1e-9:
+            worker.asleep = False
+            return True
+        return False
+
+    def is_home(self, worker: Worker) -> bool:
+        """Whether the worker is reserved for paced calls."""
+        return worker.id in self._homes
+
+    def some_homes(self, most: int) -> Iterator[Worker]:
+        """Workers that are reserved for paced calls; the first of them, if there are many."""
+        return (self.workers[w] for w in islice(self._homes, most))
+
+    @property
+    def homes(self) -> int:
+        """Workers that are reserved for paced calls."""
+        return len(self._homes)
+
+    def wake(self) -> float | None:
+        """Workers that can be given more prompts now are. Returns when the next one can, None if none waits for that."""
+        while self._asleep:
+            at, worker_id = self._asleep[0]
+            worker = self.workers.get(worker_id)
+            if worker is None or worker.alarm != at or not worker.asleep:
+                heapq.heappop(self._asleep)  # stale
+            elif at > self.now:
+                return at
+            else:
+                heapq.heappop(self._asleep)
+                if self._rouse(worker):
+                    self._push(worker)
+                else:
+                    self._set_alarm(worker)
+        return None
+
+    def _set_alarm(self, worker: Worker) -> None:
+        worker.alarm = worker.occupancy.busy_until - BACKLOG / 2
+        heapq.heappush(self._asleep, (worker.alarm, worker.id))
+
+    def choose(self, demand: Demand, role: Role = Role.ANY) -> Worker | None:
         """The least loaded worker that serves the demand and takes another call."""
         best: Worker | None = None
         for slot in _slots(demand):
-            worker = self._top(slot)
+            worker = self._top(slot, role)
             if worker is not None and (best is None or worker.load < best.load):
                 best = worker
         return best
+
+    def in_turn(self, demand: Demand) -> Worker | None:
+        """The next worker in turn that serves the demand and has room. For comparison: it costs what the fleet is large."""
+        workers = list(self.workers.values())
+        for n in range(len(workers)):
+            worker = workers[(self._turn + n) % len(workers)]
+            if worker.free and self.answers(worker, demand):
+                self._turn += n + 1
+                return worker
+        return None
+
+    def answers(self, worker: Worker, demand: Demand) -> bool:
+        """Whether this worker serves the demand."""
+        offer = worker.offer
+        if offer.kind is not demand.kind or (offer.tenant is not None and offer.tenant != demand.tenant):
+            return False
+        serves, any_engine = offer.serves, offer.kind is WorkerKind.ENGINE
+        return any(name in serves or (any_engine and not name) for name in demand.names)
 
     def serves(self, demand: Demand) -> bool:
         """Whether anybody serves the demand at all, busy or not."""
@@ -110,10 +220,11 @@ class Fleet:
 
     def served(self, kind: WorkerKind) -> list[str]:
         """The names that workers of this kind serve, for messages to people."""
-        return sorted({name for k, name, _ in self._serving if k is kind and name})
+        engine = kind is WorkerKind.ENGINE
+        return sorted({name for e, name, _ in self._serving if e is engine and name})
 
-    def _top(self, slot: _Slot) -> Worker | None:
-        heap = self._heaps.get(slot, [])
+    def _top(self, slot: _Slot, role: Role) -> Worker | None:
+        heap = self._heaps[role].get(slot)
         while heap:
             _, stamp, worker_id = heap[0]
             worker = self.workers.get(worker_id)
@@ -125,16 +236,47 @@ class Fleet:
     def _push(self, worker: Worker) -> None:
         self._stamp += 1
         worker.stamp = self._stamp
-        if worker.free:
-            for slot in _offered(worker.offer):
-                heap = self._heaps.setdefault(slot, [])
-                heapq.heappush(heap, (worker.load, worker.stamp, worker.id))
-                if len(heap) > 64 + 4 * self._serving[slot]:
-                    self._compact(slot)
+        worker.weigh()
+        occupancy = worker.occupancy
+        home = occupancy.home(self.now)
+        if home:  # there may be too many already, or too many by now
+            others = len(self._homes) - (worker.id in self._homes)
+            home = others < self.demanded.homes(len(self.workers))
+        if home != (worker.id in self._homes):
+            self._reserve(worker, home)
+        if not worker.free:
+            return
+        self._enter(worker, Role.ANY)
+        if self._homes:
+            if home:
+                self._enter(worker, Role.HOME)
+            if not home or occupancy.opens():
+                self._enter(worker, Role.OPEN)
 
-    def _compact(self, slot: _Slot) -> None:
+    def _reserve(self, worker: Worker, home: bool) -> None:
+        """A worker is reserved for paced calls, or no more. The heaps of roles are kept only while there is such a one."""
+        if not home:
+            self._homes.pop(worker.id, None)
+            return
+        self._homes[worker.id] = None
+        if len(self._homes) == 1:
+            for other in self.workers.values():
+                if other is not worker and other.free:
+                    self._enter(other, Role.OPEN)
+
+    def _enter(self, worker: Worker, role: Role) -> None:
+        entry = (worker.load, worker.stamp, worker.id)
+        heaps = self._heaps[role]
+        for slot in worker.slots:
+            heap = heaps.get(slot)
+            if heap is None:
+                heap = heaps[slot] = []
+            heapq.heappush(heap, entry)
+            if len(heap) > 64 + 4 * self._serving[slot]:
+                self._compact(heap)
+
+    def _compact(self, heap: list[tuple[float, int, WorkerId]]) -> None:
         """Drop stale entries that never surface. Amortised over the pushes that made them."""
-        heap = self._heaps[slot]
         heap[:] = [e for e in heap if (w := self.workers.get(e[2])) is not None and w.stamp == e[1]]
         heapq.heapify(heap)
 
@@ -145,7 +287,8 @@ class Fleet:
                 self._serving[slot] = left
             else:
                 self._serving.pop(slot, None)
-                self._heaps.pop(slot, None)
+                for heaps in self._heaps:
+                    heaps.pop(slot, None)
 
     def check(self) -> None:
         """Raise AssertionError if the books contradict each other."""
@@ -153,22 +296,30 @@ class Fleet:
         for worker in self.workers.values():
             for slot in _offered(worker.offer):
                 counts[slot] = counts.get(slot, 0) + 1
-                listed = any(entry[1] == worker.stamp for entry in self._heaps.get(slot, ()))
+                listed = any(entry[1] == worker.stamp for entry in self._heaps[Role.ANY].get(slot, ()))
                 assert listed or not worker.free, f"{worker.id} is free, but not to be found"
+            worker.occupancy.check()
+            assert worker.costs.keys() <= worker.held.keys(), f"{worker.id} bears costs of calls that it does not hold"
+            assert worker.occupancy.paced + worker.occupancy.other == len(worker.costs), f"{worker.id} miscounts"
+            alarm = (worker.alarm, worker.id)
+            assert not worker.asleep or alarm in self._asleep, f"{worker.id} sleeps for ever"
         assert counts == self._serving, f"{counts} != {self._serving}"
+        assert self._homes.keys() <= self.workers.keys()
 
 
 def _offered(offer: Announce) -> Iterator[_Slot]:
     tenant = None if offer.tenant is None else Tenant(offer.tenant)
     names: Iterable[str] = dict.fromkeys(offer.serves)
+    engine = offer.kind is WorkerKind.ENGINE
     for name in names:
-        yield offer.kind, name, tenant
-    if offer.kind is WorkerKind.ENGINE and "" not in offer.serves:
-        yield offer.kind, "", tenant
+        yield engine, name, tenant
+    if engine and "" not in offer.serves:
+        yield engine, "", tenant
 
 
 def _slots(demand: Demand) -> Iterator[_Slot]:
+    engine = demand.kind is WorkerKind.ENGINE
     for name in demand.names:
-        yield demand.kind, name, None
+        yield engine, name, None
         if demand.tenant is not None:
-            yield demand.kind, name, demand.tenant
+            yield engine, name, demand.tenant

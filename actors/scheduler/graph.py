@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from msgspec import Struct
+
 from myna.actors.messages import (
     Call,
     CallId,
@@ -18,11 +20,17 @@ from myna.actors.messages import (
     Failure,
     ModelCall,
     Output,
+    SessionId,
+    Tenant,
     VarId,
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.program import inputs_of, outputs_of, placeholder_of
+from myna.actors.scheduler.policies.applications import Application
+from myna.actors.scheduler.policies.lengths import CHARACTERS, Outline
+from myna.actors.scheduler.policies.objectives import Need
+from myna.actors.scheduler.policies.prefixes import Chain
 
 
 class CallState(StrEnum):
@@ -37,7 +45,7 @@ class CallState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class CallNode:
-    """A call of the graph and where it stands."""
+    """A call of the graph and where it stands; below, what policies know of it."""
 
     id: CallId
     spec: Call | None  # None once ended: nobody needs the text any more
@@ -45,19 +53,45 @@ class CallNode:
     outputs: tuple[VarId, ...]
     missing: int
     unended: int
+    inputs: tuple[VarId, ...] = ()  # each once; none once ended
     state: CallState = CallState.WAITING
     wanted: bool = False
     worker: WorkerId | None = None
     attempt: int = 0
     tries: int = 0
+    seen: bool = False  # an attempt before this one may have published something
     since: float = 0.0
     outcome: Failure | Cancellation | None = None
     session: SessionGraph | None = None
+    # --- policies ---
+    constant: float = 0.0  # tokens of the prompt's constants
+    limit: int = 0  # most tokens that it may generate
+    work: float = 0.0  # as estimated when it was submitted
+    path: float = 0.0  # work on the longest way from its end to the end of the application
+    need: Need | None = None
+    application: Application | None = None
+    queued: int = 0  # number of its entry among the ready calls, 0 while it is not there
+    aged: int = 0  # number of the first of its entries since it became ready
+    chain: Chain | None = None  # once it has been looked at for dispatch
+    produced: int = 0  # tokens generated so far, as its outputs' headers say
+    placed: Placed | None = None  # its last dispatch
+
+
+class Placed(Struct, frozen=True, gc=False):
+    """Why a call runs where and since when it does: for whoever asks."""
+
+    at: float
+    worker: WorkerId
+    because: str
+    waited: float
+    prompt: float
+    matched: float
 
 
 @dataclass(slots=True, eq=False)
 class VarNode:
-    """A variable of the graph. `known`: the log has declared it or named its producer."""
+    """A variable of the graph. `known`: the log has declared it or named its producer. `consumers` stay when it has ended:
+    what is a cycle must not depend on which values were there, or a rebuilt scheduler would judge the same log otherwise."""
 
     id: VarId
     producer: CallNode | None = None
@@ -66,23 +100,32 @@ class VarNode:
     wanted: bool = False
     status: OutcomeStatus | None = None
     failure: Failure | None = None
+    need: Need | None = None  # of whoever asked for it
+    size: float = 0.0  # tokens: estimated, or as its text is long
+    content: str = ""  # digest of the text, where a client has set it
 
 
 @dataclass(slots=True)
 class Effects:
-    """What follows from a change: calls that may run, calls to stop, outcomes to publish, calls that have ended."""
+    """What follows from a change: calls that are new, calls that may run, calls to stop, outcomes to publish, running calls that
+    have ended, and all calls that have ended."""
 
+    added: list[CallNode] = field(default_factory=list)
     ready: list[CallNode] = field(default_factory=list)
     halted: list[CallNode] = field(default_factory=list)
     doomed: list[tuple[VarId, Failure | Cancellation]] = field(default_factory=list)
     ended: list[CallNode] = field(default_factory=list)
+    finished: list[CallNode] = field(default_factory=list)
 
 
 class SessionGraph:
     """All calls and variables of one session."""
 
-    def __init__(self, *, lazy: bool = False) -> None:
+    def __init__(self, *, lazy: bool = False, tenant: str = "", session: str = "", priority: int = 0) -> None:
         self.lazy = lazy
+        self.tenant = Tenant(tenant)
+        self.id = SessionId(session)
+        self.priority = priority
         self.variables: dict[VarId, VarNode] = {}
         self.calls: dict[CallId, CallNode] = {}
         self.unfinished = 0
@@ -97,18 +140,23 @@ class SessionGraph:
     def submit(self, calls: Sequence[Call]) -> Effects:
         """Add calls. One that is invalid ends in a failure of its outputs that names the culprit; the others stand."""
         effects = Effects()
-        fresh = [c for c in calls if CallId(c.id) not in self.calls]
-        produced = {v for c in fresh for v in outputs_of(c)}
-        added: list[CallNode] = []
-        for call in fresh:
+        first = {c.id: c for c in reversed(calls) if CallId(c.id) not in self.calls}
+        produced = {v for c in first.values() for v in outputs_of(c)}
+        added = effects.added
+        backwards = False
+        for call in calls:
             if CallId(call.id) in self.calls:
-                continue  # twice in one entry
-            failure = self._flaw(call, produced)
+                self._repeated(call, effects)
+                continue
+            outline = Outline(call)
+            failure = self._flaw(call, outline, produced)
             if failure is not None:
                 self._refuse(call, failure, effects)
             else:
-                added.append(self._add(call))
-        self._break_cycles(added, effects)
+                added.append(self._add(call, outline))
+                backwards = backwards or any(self.variables[o].consumers for o in outline.outputs)
+        if backwards:  # else every call came before those that consume its results
+            self._break_cycles(added, effects)
         for node in added:
             self._settle(node, effects)
         return effects
@@ -127,7 +175,7 @@ class SessionGraph:
                 continue
             call.wanted = True
             self._make_ready(call, effects)
-            stack.extend(inputs_of(call.spec))
+            stack.extend(call.inputs)
         return effects
 
     def cancel(self, calls: Iterable[CallId], reason: str) -> Effects:
@@ -161,7 +209,6 @@ class SessionGraph:
             self._output_ended(node.producer, effects)
         for call in node.consumers:
             self._input_ended(call, node, effects)
-        node.consumers = []
         return effects
 
     # --- what workers say ---
@@ -173,6 +220,21 @@ class SessionGraph:
             self._end(call, failure, effects)
         return effects
 
+    # --- what surrounds a call ---
+
+    def producers(self, call: CallNode) -> list[CallNode]:
+        """The calls, each once, that make its inputs and have not ended."""
+        found: list[CallNode] = []
+        for variable in call.inputs:
+            producer = self.variables[variable].producer
+            if producer is not None and producer.unended and producer not in found:
+                found.append(producer)
+        return found
+
+    def consumers(self, call: CallNode) -> list[CallNode]:
+        """The calls that its results go into."""
+        return [consumer for output in call.outputs for consumer in self.variables[output].consumers]
+
     # --- inside ---
 
     def _variable(self, variable: VarId) -> VarNode:
@@ -181,37 +243,44 @@ class SessionGraph:
             node = self.variables[variable] = VarNode(variable)
         return node
 
-    def _flaw(self, call: Call, produced: set[VarId]) -> Failure | None:
-        outputs = outputs_of(call)
-        where = f"call {call.id!r}" + (f" of function {call.function!r}" if call.function else "")
+    def _flaw(self, call: Call, outline: Outline, produced: set[VarId]) -> Failure | None:
+        outputs = outline.outputs
         if not outputs:
-            return _invalid(call, f"{where} has no output")
-        if len(set(outputs)) != len(outputs):
-            return _invalid(call, f"{where} names one output variable twice: {', '.join(sorted(outputs))}")
+            return _invalid(call, f"{_title(call)} has no output")
+        if len(outputs) > 1 and len(set(outputs)) != len(outputs):
+            return _invalid(call, f"{_title(call)} names one output variable twice: {', '.join(sorted(outputs))}")
         for variable in outputs:
             node = self.variables.get(variable)
             if node is not None and node.producer is not None:
-                return _invalid(call, f"{where} would produce {variable!r}, which call {node.producer.id!r} produces")
-        if isinstance(call, ModelCall):
+                return _invalid(
+                    call, f"{_title(call)} would produce {variable!r}, which call {node.producer.id!r} produces"
+                )
+        if isinstance(call, ModelCall) and len(outputs) > 1:
             groups = [s for m in call.messages for s in m.segments if isinstance(s, Output)]
             if any(len(s.variables) > 1 for s in groups[:-1]):
-                return _invalid(call, f"{where}: only the last output may have several variables (n > 1)")
-        for variable in inputs_of(call):
+                return _invalid(call, f"{_title(call)}: only the last output may have several variables (n > 1)")
+        for variable in outline.inputs:
             known = self.variables.get(variable)
             if variable not in produced and (known is None or not known.known):
                 return Failure(
                     code=ErrorCode.UNKNOWN_VARIABLE,
-                    message=f"{where}: input {placeholder_of(call, variable)!r} is variable {variable!r}, which this session "
-                    "does not know; declare it, or submit the call that produces it, first",
+                    message=f"{_title(call)}: input {placeholder_of(call, variable)!r} is variable {variable!r}, which this "
+                    "session does not know; declare it, or submit the call that produces it, first",
                     call=call.id,
                     function=call.function,
                     variable=variable,
                 )
         return None
 
-    def _refuse(self, call: Call, failure: Failure, effects: Effects) -> None:
+    def _repeated(self, call: Call, effects: Effects) -> None:
+        """A call whose id was used before: an entry written twice, or another call, whose outputs nobody would produce."""
+        if any(self._variable(v).producer is None for v in outputs_of(call)):
+            failure = _invalid(call, f"call id {call.id!r} was used before, for a call with other outputs")
+            self._refuse(call, failure, effects, CallId(f"{call.id} again {len(self.calls)}"))
+
+    def _refuse(self, call: Call, failure: Failure, effects: Effects, name: CallId | None = None) -> None:
         mine = tuple(v for v in dict.fromkeys(outputs_of(call)) if self._variable(v).producer is None)
-        node = CallNode(CallId(call.id), None, call.function, mine, 0, 0, session=self)
+        node = CallNode(name or CallId(call.id), None, call.function, mine, 0, 0, session=self)
         self.calls[node.id] = node
         self._own(node)
         if node.unended:
@@ -226,23 +295,25 @@ class SessionGraph:
             node.unended += variable.status is None
         self.unfinished += node.unended > 0
 
-    def _add(self, call: Call) -> CallNode:
-        node = CallNode(CallId(call.id), call, call.function, outputs_of(call), 0, 0, session=self)
+    def _add(self, call: Call, outline: Outline) -> CallNode:
+        node = CallNode(CallId(call.id), call, call.function, outline.outputs, 0, 0, outline.inputs, session=self)
+        node.constant, node.limit = outline.characters / CHARACTERS, outline.limit
         self.calls[node.id] = node
         self._own(node)
-        for variable in dict.fromkeys(inputs_of(call)):
+        for variable in outline.inputs:
             source = self._variable(variable)
+            source.consumers.append(node)
             if source.status is not OutcomeStatus.VALUE:
                 node.missing += 1
-            if source.status is None:
-                source.consumers.append(node)
+        if node.unended == 0:  # set by hand, all of it
+            node.state, node.spec, node.inputs = CallState.ENDED, None, ()
         return node
 
     def _break_cycles(self, added: Sequence[CallNode], effects: Effects) -> None:
         """Fail the added calls that need their own result. Removing them breaks every cycle, since the graph had none before."""
-        cyclic = _on_cycles({c: self._consumers(c) for c in self._reach(added)})
+        cyclic = _on_cycles({c: self.consumers(c) for c in self._reach(added)})
         for node in added:
-            if node in cyclic:
+            if node in cyclic and node.state is CallState.WAITING:
                 chain = " -> ".join(repr(c.id) for c in _walk(node, cyclic))
                 failure = Failure(
                     code=ErrorCode.CYCLE,
@@ -252,15 +323,12 @@ class SessionGraph:
                 )
                 self._end(node, failure, effects)
 
-    def _consumers(self, call: CallNode) -> list[CallNode]:
-        return [consumer for output in call.outputs for consumer in self.variables[output].consumers]
-
     def _reach(self, start: Sequence[CallNode]) -> set[CallNode]:
         """All calls downstream of `start`. Cheap for most: a new output has no consumers but those of its own entry."""
         seen = set(start)
         stack = list(start)
         while stack:
-            for consumer in self._consumers(stack.pop()):
+            for consumer in self.consumers(stack.pop()):
                 if consumer not in seen:
                     seen.add(consumer)
                     stack.append(consumer)
@@ -269,14 +337,12 @@ class SessionGraph:
     def _settle(self, node: CallNode, effects: Effects) -> None:
         if node.spec is None or node.state is not CallState.WAITING:
             return
-        for variable in dict.fromkeys(inputs_of(node.spec)):
+        for variable in node.inputs:
             source = self.variables[variable]
             if source.status in (OutcomeStatus.FAILURE, OutcomeStatus.CANCELLED):
                 self._end(node, _inherited(source), effects)
                 return
-        if node.unended == 0:
-            self._finish(node, effects)
-        elif not self.lazy:
+        if not self.lazy:
             node.wanted = True
             self._make_ready(node, effects)
         elif any(self.variables[o].wanted for o in node.outputs):
@@ -303,19 +369,23 @@ class SessionGraph:
         if call.state is CallState.RUNNING:
             effects.ended.append(call)
         call.state = CallState.ENDED
-        call.spec = call.outcome = None
+        call.spec = call.outcome = call.need = None
+        call.inputs = ()
+        call.queued = call.aged = 0
+        effects.finished.append(call)
         self.unfinished -= 1
 
     def _end(self, call: CallNode, outcome: Failure | Cancellation, effects: Effects) -> None:
         if call.state is CallState.RUNNING:
             effects.halted.append(call)
-        call.state, call.outcome = CallState.ENDING, outcome
+        call.state, call.outcome, call.queued, call.aged = CallState.ENDING, outcome, 0, 0
         effects.doomed += [(o, outcome) for o in call.outputs if self.variables[o].status is None]
 
     def check(self) -> None:
         """Raise AssertionError if the graph contradicts itself."""
         live = 0
         for call in self.calls.values():
+            assert call.aged == 0 or call.state is CallState.READY, f"{call.id} is {call.state}, and waits"
             unended = sum(self.variables[o].status is None for o in call.outputs)
             assert call.unended == unended, (
                 f"{call.id}: counts {call.unended} outputs without an outcome, has {unended}"
@@ -332,8 +402,6 @@ class SessionGraph:
                 )
                 assert call.state is CallState.WAITING or missing == 0, f"{call.id}: {call.state} without its inputs"
         assert live == self.unfinished, f"{self.unfinished} unfinished calls counted, {live} found"
-        for variable in self.variables.values():
-            assert variable.status is None or not variable.consumers, f"{variable.id} has ended and keeps consumers"
 
 
 def _on_cycles(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:
@@ -376,6 +444,10 @@ def _walk(start: CallNode, edges: dict[CallNode, list[CallNode]], most: int = 12
         if path[-1] in path[:-1]:
             break
     return path
+
+
+def _title(call: Call) -> str:
+    return f"call {call.id!r}" + (f" of function {call.function!r}" if call.function else "")
 
 
 def _invalid(call: Call, message: str) -> Failure:

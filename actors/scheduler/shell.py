@@ -7,6 +7,7 @@ which waits for the stream as long as it takes, while the mailbox goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, assert_never
@@ -29,6 +30,7 @@ from myna.actors.messages import (
     LogEntry,
     Run,
     StatusRequest,
+    Why,
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
@@ -40,9 +42,10 @@ from myna.actors.scheduler.commands import (
     Halt,
     PurgeSession,
     SayHello,
+    WakeAt,
 )
 from myna.actors.scheduler.core import SchedulerCore, SessionKey
-from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Touched
+from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Touched, Wake
 from myna.actors.scheduler.lease import Leadership
 from myna.actors.subjects import FromWorker, InvalidName, ToWorker
 
@@ -117,7 +120,10 @@ class Scheduler:
     async def _keep_streams(self) -> None:
         while True:
             await asyncio.sleep(ENSURE)
-            await self._ensure_streams()
+            try:
+                await self._ensure_streams()
+            except BusError as error:  # such as no room for it now: what is there goes on
+                log.error("a stream can't be made", reason=str(error))
 
     async def _rebuild(self) -> None:
         """Fold the log, then the values' headers, into the core. Both are followed for ever after."""
@@ -139,6 +145,7 @@ class Scheduler:
         await self._bus.subscribe(subjects.FROM_WORKERS, self._on_worker, on_error=self._on_error)
         await self._bus.subscribe(subjects.ALIVE_ALL, self._on_alive, on_error=self._on_error)
         await self._bus.subscribe(subjects.STATUS, self._on_status, on_error=self._on_error)
+        await self._bus.subscribe(subjects.WHY, self._on_why, on_error=self._on_error)
 
     # --- events ---
 
@@ -175,7 +182,19 @@ class Scheduler:
             return
         status, attempt = outcomes.read_headers(stored.headers)
         failure = await self._failure(stored.subject) if status is OutcomeStatus.FAILURE else None
-        event = Ended(address.tenant, address.session, address.variable, status, attempt, self._now(), failure)
+        content = outcomes.read_content(stored.headers)
+        event = Ended(
+            address.tenant,
+            address.session,
+            address.variable,
+            status,
+            attempt,
+            self._now(),
+            failure,
+            content.usage,
+            content.characters,
+            content.digest,
+        )
         await self._mailbox.put(event)
 
     async def _failure(self, subject: str) -> Failure:
@@ -235,6 +254,19 @@ class Scheduler:
             data = codec.encode(structs.replace(status, sessions=()))
         await self._send(delivery.reply, data)
 
+    async def _on_why(self, delivery: Delivery) -> None:
+        if delivery.reply is None:
+            return
+        try:
+            why: Why = codec.decode(delivery.data, Why)
+        except WireError as error:
+            self._reject(delivery.subject, error)
+            return
+        if delivery.reply.startswith(_OURS):
+            self._reject(delivery.subject, InvalidName(f"an answer to {delivery.reply!r} was asked for"))
+            return
+        await self._send(delivery.reply, codec.encode(self._core.why(why, self._now())))
+
     async def _tick(self) -> None:
         while True:
             await self._mailbox.put(Tick(self._now(), healthy=self._bus.connected))
@@ -248,7 +280,7 @@ class Scheduler:
             try:
                 commands = self._core.handle(event)
             except Exception:
-                log.exception("the core failed on an event, which was skipped", event=repr(event)[:500])
+                log.exception("the core failed on an event, which was skipped", what=repr(event)[:500])
                 continue
             todo = deque(commands)
             while todo:
@@ -271,9 +303,16 @@ class Scheduler:
                 await self._tell(worker, ToWorker.STOP, codec.encode(stop))
             case EndVariable() | AppendClose() | PurgeSession():
                 self._put_out(command)
+            case WakeAt(at=at):
+                asyncio.get_running_loop().call_at(at, self._wake)
             case _:
                 assert_never(command)
         return ()
+
+    def _wake(self) -> None:
+        """Never lost: a mailbox that is full has events after which the core looks anyway."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._mailbox.put_nowait(Wake(self._now()))
 
     async def _tell(self, worker: WorkerId, leaf: ToWorker, data: bytes) -> None:
         await self._send(subjects.to_worker(worker, leaf), data)

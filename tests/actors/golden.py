@@ -106,6 +106,17 @@ _SESSION_STATUS = m.SessionStatus(
     tenant="acme", session="s1", name="demo", calls=10, waiting=4, ready=3, running=2, done=1
 )
 
+_REASONS = m.CallReasons(
+    tenant="acme",
+    session="s1",
+    call="call-1",
+    function="summarize",
+    state="running",
+    worker="w1",
+    seconds=1.5,
+    reasons=("it runs on 'w1': it has the prefix",),
+)
+
 EXAMPLES: dict[str, Frozen] = {
     "Objective": _OBJECTIVE,
     "Sampling": _SAMPLING,
@@ -180,6 +191,10 @@ EXAMPLES: dict[str, Frozen] = {
     ),
     "Alive": m.Alive(),
     "StatusRequest": m.StatusRequest(),
+    "Why": m.Why(call="call-1", session="s1"),
+    "Why.anywhere": m.Why(call="call-1"),
+    "CallReasons": _REASONS,
+    "Explanation": m.Explanation(calls=(_REASONS,)),
     "WorkerStatus": _WORKER_STATUS,
     "SessionStatus": _SESSION_STATUS,
     "Status": m.Status(

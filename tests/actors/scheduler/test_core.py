@@ -19,11 +19,14 @@ from myna.actors.messages import (
     Failure,
     Leave,
     ModelCall,
+    Objective,
+    ObjectiveKind,
     Open,
     SessionId,
     Submit,
     VarId,
     Want,
+    Why,
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
@@ -563,6 +566,9 @@ def test_status_tells_workers_sessions_and_what_waits() -> None:
 SESSIONS = [(TENANT, SessionId(s)) for s in ("s", "u")]
 sessions = st.sampled_from(SESSIONS)
 variables = st.sampled_from([f"v{i}" for i in range(8)])
+objectives = st.none() | st.builds(
+    Objective, kind=st.sampled_from(ObjectiveKind), seconds=st.none() | st.sampled_from((0.1, 5.0))
+)
 
 
 @st.composite
@@ -573,7 +579,9 @@ def some_calls(draw: st.DrawFn) -> list[ModelCall]:
         most = 7 if draw(st.integers(0, 4)) == 0 else i - 1
         inputs = draw(st.lists(st.integers(0, most), max_size=2)) if most >= 0 else []
         outputs = draw(st.sampled_from((1, 1, 2)))
-        made.append(call(f"v{i}", *(f"v{n}" for n in inputs), outputs=outputs, retries=draw(st.integers(0, 3))))
+        objective = draw(objectives)
+        options = {"retries": draw(st.integers(0, 3)), "objective": objective}
+        made.append(call(f"v{i}", *(f"v{n}" for n in inputs), outputs=outputs, **options))
     return made
 
 
@@ -619,9 +627,13 @@ class CoreMachine(RuleBasedStateMachine):
     def declare(self, session: Any, names: list[str]) -> None:
         self.world.append(session, Declare(variables=tuple(names)))
 
-    @rule(session=sessions, names=st.lists(variables, min_size=1, max_size=3))
-    def want(self, session: Any, names: list[str]) -> None:
-        self.world.append(session, Want(variables=tuple(names)))
+    @rule(session=sessions, names=st.lists(variables, min_size=1, max_size=3), objective=objectives)
+    def want(self, session: Any, names: list[str], objective: Objective | None) -> None:
+        self.world.append(session, Want(variables=tuple(names), objective=objective))
+
+    @rule(name=variables)
+    def ask_why(self, name: str) -> None:
+        assert len(self.world.core.why(Why(call=f"call-{name}"), self.world.now).calls) <= len(SESSIONS)
 
     @rule(session=sessions, name=variables)
     def set_by_hand(self, session: Any, name: str) -> None:

@@ -159,6 +159,25 @@ class World:
         assert self.commands == [], "nothing is commanded before it leads"
         self.feed(Led("scheduler", self.lease, self.now))
 
+    def lead_again(self) -> None:
+        """The core was replaced by another, which has read nothing yet and leads."""
+        self.commands = []
+        self.feed(Led("scheduler", self.lease, self.now))
+
+    def open_with(self, *calls: Call) -> None:
+        """Session `SESSION` with these calls, read."""
+        self.append(SESSION, Open(protocol=PROTOCOL))
+        self.add(*calls)
+
+    def add(self, *calls: Call) -> None:
+        """More calls of session `SESSION`, read."""
+        self.append(SESSION, Submit(calls=calls))
+        self.read_streams()
+
+    def dispatches(self) -> list[Dispatch]:
+        """What was dispatched and not carried out yet."""
+        return [c for c in self.commands if isinstance(c, Dispatch)]
+
     def read_streams(self, most: int = 10**9) -> None:
         """The scheduler reads on in both streams, the log first."""
         for which, stream in enumerate((self.log, self.values)):

@@ -1,0 +1,158 @@
+"""How much an engine is given: as much as the strictest objective that it serves allows, and no earlier than it can begin.
+
+Laws:
+- An engine that runs paced work (somebody waits for each token) takes other work only while its mean step stays within the
+  bound: `STRETCH` times its step alone, by its own measured step times, or the `tpot` that was asked for. No more engines are
+  reserved so than paced work is a part of all work. One call of other
+  work is always allowed, so that nothing waits for ever. What is not measured yet limits nothing.
+- A prompt is handed over when the engine can begin it within `BACKLOG` seconds. Until then it waits here, where a more urgent
+  one may still pass it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from myna.actors.scheduler.policies.steps import StepModel
+
+STRETCH = 1.5
+"""How much longer than alone a token may take beside others where somebody waits for it."""
+HOLD = 30.0
+"""Seconds for which an engine stays reserved after its last paced call: conversations go on."""
+HALF_LIFE = 20.0
+"""Seconds."""
+BACKLOG = 0.25
+"""Seconds of prompts not yet computed that an engine may have; with so many it is given no more until half of them are done."""
+
+
+class Cost(Struct, frozen=True, gc=False):
+    """What a call takes of an engine: KV tokens held, prompt tokens to compute, tokens to generate."""
+
+    tokens: float
+    prefill: float
+    output: float
+    paced: bool = False
+    tpot: float | None = None
+
+    @property
+    def pressure(self) -> float:
+        """Prompt tokens computed for each token generated: what it adds to the mean step, beside its own token."""
+        return self.prefill / max(self.output, 1.0)
+
+
+class Demanded:
+    """How much work became ready of late, paced and patient, each halved every `HALF_LIFE` seconds: the part of the engines
+    that is reserved for paced work is its part of the work."""
+
+    __slots__ = ("_at", "_paced", "_patient")
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._paced = 0.0
+        self._patient = 0.0
+
+    def add(self, work: float, now: float, *, patient: bool) -> None:
+        """A call became ready."""
+        if now > self._at:
+            left = 0.5 ** ((now - self._at) / HALF_LIFE)
+            self._paced, self._patient, self._at = self._paced * left, self._patient * left, now
+        if patient:
+            self._patient += work
+        else:
+            self._paced += work
+
+    def homes(self, workers: int) -> int:
+        """How many of so many workers may be reserved: at least one, and not the last one while other work comes too."""
+        total = self._paced + self._patient
+        if self._patient < 0.01 * total or not total:
+            return workers
+        return max(1, min(workers - 1, round(workers * self._paced / total)))
+
+
+class Occupancy:
+    """What one engine holds, by the scheduler's own estimates."""
+
+    __slots__ = ("_bounds", "busy_until", "home_until", "other", "paced", "pressure", "prompts", "steps", "tokens")
+
+    def __init__(self) -> None:
+        self.steps = StepModel()
+        self.tokens = 0.0
+        self.prompts = 0.0
+        self.pressure = 0.0
+        self.paced = 0
+        self.other = 0
+        self.home_until = 0.0
+        self.busy_until = 0.0
+        self._bounds: list[float] = []
+
+    def add(self, cost: Cost, now: float) -> None:
+        """A call is dispatched to the engine."""
+        self.tokens += cost.tokens
+        self.prompts += cost.prefill
+        self.pressure += cost.pressure
+        if self.steps.measured:
+            self.busy_until = max(self.busy_until, now) + cost.prefill * self.steps.prompt_seconds
+        if cost.paced:
+            self.paced += 1
+            if cost.tpot is not None:
+                self._bounds.append(cost.tpot)
+        else:
+            self.other += 1
+
+    def remove(self, cost: Cost, now: float) -> None:
+        """A call has ended on the engine."""
+        self.tokens = max(0.0, self.tokens - cost.tokens)
+        self.prompts = max(0.0, self.prompts - cost.prefill)
+        self.pressure = max(0.0, self.pressure - cost.pressure)
+        if cost.paced:
+            self.paced -= 1
+            self.home_until = now + HOLD
+            if cost.tpot is not None:
+                self._bounds.remove(cost.tpot)
+        else:
+            self.other -= 1
+        if self.paced + self.other == 0:
+            self.tokens = self.prompts = self.pressure = 0.0
+            self.busy_until = now
+
+    def hear(self, load: Mapping[str, float], now: float) -> None:
+        """What the engine tells in a beat. The prompts that wait there correct what was thought of its backlog."""
+        self.steps.hear(load)
+        waiting = load.get("waiting")
+        if waiting is not None and self.steps.measured:
+            mean = self.prompts / max(self.paced + self.other, 1)
+            self.busy_until = now + waiting * mean * self.steps.prompt_seconds
+
+    def backlog(self, now: float) -> float:
+        """Seconds until the prompts that it has are computed."""
+        return max(0.0, self.busy_until - now)
+
+    def step(self, cost: Cost | None = None) -> float:
+        """Its mean step with what it holds, and with `cost` too."""
+        drawn = self.paced + self.other + (cost is not None)
+        return self.steps.step(max(drawn, 1), self.pressure + (cost.pressure if cost else 0.0))
+
+    def home(self, now: float) -> bool:
+        """Whether it is reserved for paced work."""
+        return self.paced > 0 or now < self.home_until
+
+    def bound(self) -> float:
+        """The longest mean step that its paced work allows."""
+        stretched = STRETCH * self.steps.alone
+        return min(self._bounds) if self._bounds else stretched
+
+    def opens(self) -> bool:
+        """Whether, being reserved, it takes one more call of other work, if that is as those it has."""
+        if self.other == 0 or not self.steps.measured:
+            return True
+        mean = self.pressure / (self.paced + self.other)
+        return self.step(Cost(0.0, mean, 1.0)) <= self.bound()
+
+    def check(self) -> None:
+        """Raise AssertionError if the books can't be."""
+        assert self.paced >= 0, self.paced
+        assert self.other >= 0, self.other
+        assert self.tokens >= 0, self.tokens
+        assert len(self._bounds) <= self.paced

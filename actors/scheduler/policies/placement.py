@@ -1,0 +1,111 @@
+"""Which worker a ready call is given to.
+
+Law: of the workers that may take it, the one where it costs least time: its own (waiting, prompt, tokens) and what it takes from
+those that run there already. So calls that share a prefix meet, until their engine is so full that computing the prefix once
+more elsewhere is cheaper: then it is there too.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from myna.actors.scheduler.fleet import Demand, Fleet, Role, Worker
+from myna.actors.scheduler.policies.capacity import Cost
+from myna.actors.scheduler.policies.prefixes import Belief, Chain
+
+if TYPE_CHECKING:
+    from myna.actors.scheduler.graph import CallNode
+    from myna.actors.scheduler.policies import Policies
+
+NEARLY = 0.8
+"""Part of a prompt that must be there for a call to be added to a worker that has prompts enough to compute."""
+CANDIDATES = 3
+"""Workers with a part of the prefix that are looked at."""
+
+
+class Because(StrEnum):
+    """What decided a call's place."""
+
+    ADOPTED = "it was found running there"
+    LEAST_LOADED = "it was the least loaded"
+    TURN = "it was its turn"
+    PREFIX = "it has the prefix"
+    RESERVED = "it is reserved for calls whose tokens are waited for"
+
+
+class Place(Struct, frozen=True):
+    """Where a call goes, at what cost, and why. `matched`: prompt tokens that are thought to be there."""
+
+    worker: Worker
+    cost: Cost | None
+    because: Because
+    matched: float = 0.0
+
+
+class Placement:
+    """The decision, from fleet and belief."""
+
+    def __init__(self, policies: Policies, fleet: Fleet, belief: Belief) -> None:
+        self._policies = policies
+        self._fleet = fleet
+        self._belief = belief
+        self._round_robin = policies.spread.value == "round robin"
+
+    def choose(self, call: CallNode, demand: Demand, chain: Chain | None, output: float, now: float) -> Place | None:
+        """A place for a call that will generate `output` tokens; None if nobody can take it now."""
+        policies = self._policies
+        if self._round_robin:
+            worker = self._fleet.in_turn(demand)
+            return None if worker is None else Place(worker, None, Because.TURN)
+        if chain is None:
+            worker = self._fleet.choose(demand)
+            return None if worker is None else Place(worker, None, Because.LEAST_LOADED)
+        paced = policies.capacity and call.need is not None and call.need.paced
+        patient = policies.capacity and call.need is not None and call.need.patient
+        tpot = call.need.tpot if call.need is not None and paced else None
+        best: tuple[Worker, float, Because] | None = None
+        least = 0.0
+        for candidate in self._candidates(demand, chain, paced, patient, now):
+            seconds = _seconds(candidate[0], chain.tokens - candidate[1], output, now)
+            if best is None or seconds < least:
+                best, least = candidate, seconds
+        if best is None:
+            return None
+        worker, matched, because = best
+        missing = chain.tokens - matched
+        return Place(worker, Cost(missing + output, missing, output, paced, tpot), because, matched)
+
+    def _candidates(
+        self, demand: Demand, chain: Chain, paced: bool, patient: bool, now: float
+    ) -> list[tuple[Worker, float, Because]]:
+        fleet, belief = self._fleet, self._belief
+        separate = fleet.homes > 0
+        because = Because.LEAST_LOADED
+        first = fleet.choose(demand, Role.OPEN if separate and patient else Role.ANY)
+        found = [] if first is None else [(first, belief.matched(chain, first.id), because)]
+        if separate and paced:
+            homes = (w for w in fleet.some_homes(CANDIDATES) if w is not first and w.has_room)
+            found += [(w, belief.matched(chain, w.id), Because.RESERVED) for w in homes if fleet.answers(w, demand)]
+        if not self._policies.prefixes:
+            return [(w, 0.0, why) for w, _, why in found]
+        for worker_id, matched in belief.holders(chain, CANDIDATES):
+            worker = fleet.workers.get(worker_id)
+            if worker is None or worker is first or not worker.has_room or not fleet.answers(worker, demand):
+                continue
+            if worker.asleep and matched < NEARLY * chain.tokens:
+                continue  # it has prompts enough to compute
+            if separate and patient and fleet.is_home(worker) and not worker.occupancy.opens():
+                continue
+            found.append((worker, matched, Because.PREFIX))
+        return found
+
+
+def _seconds(worker: Worker, missing: float, output: float, now: float) -> float:
+    """Time of the call there, and time that it takes from the others."""
+    occupancy, steps, held = worker.occupancy, worker.occupancy.steps, len(worker.held)
+    step = steps.base + steps.slope * (held + 1) + steps.prefill * (occupancy.pressure + missing / max(output, 1.0))
+    wait = occupancy.busy_until - now
+    return max(wait, 0.0) + missing * steps.prefill * (1 + held) + output * step

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from myna.actors.messages import (
+    Beat,
+    CallId,
+    Message,
+    ModelCall,
+    Objective,
+    ObjectiveKind,
+    Output,
+    Running,
+    Sampling,
+    Text,
+    WorkerId,
+)
+from myna.actors.scheduler.core import SchedulerCore
+from myna.actors.scheduler.events import Heard
+from myna.actors.scheduler.policies import Policies, Spread
+from tests.actors.scheduler.world import SESSION, World, opened
+
+LONG = "the instructions of a very thorough assistant that reads every document twice. " * 100
+LATENCY = Objective(kind=ObjectiveKind.LATENCY)
+
+
+def call(name: str, prompt: str = "", objective: Objective | None = None) -> ModelCall:
+    segments = (Text(text=prompt), Text(text=f"question {name}"), Output(variables=(name,), sampling=Sampling()))
+    return ModelCall(id=f"call-{name}", function="f", messages=(Message(segments=segments),), objective=objective)
+
+
+def placed(*calls: ModelCall, workers: int = 3, policies: Policies | None = None) -> dict[str, WorkerId]:
+    """Where each call goes, all of them ready at once."""
+    world = World()
+    world.core = SchedulerCore(policies)
+    world.lead_again()
+    for n in range(workers):
+        world.join(f"w{n}", capacity=64)
+    world.read_mail()
+    world.open_with(*calls)
+    return {c.run.call.id.removeprefix("call-"): c.worker for c in world.dispatches()}
+
+
+def test_calls_that_share_a_long_prefix_meet_on_one_worker_and_short_ones_are_spread() -> None:
+    together = placed(*(call(f"c{n}", LONG) for n in range(6)))
+    assert len(set(together.values())) == 1
+    spread = placed(*(call(f"c{n}") for n in range(6)))
+    assert len(set(spread.values())) == 3
+
+
+def test_with_the_policy_off_they_are_spread_by_load_or_in_turn() -> None:
+    for policies in (
+        replace(Policies(), prefixes=False),
+        Policies.none(),
+        Policies.none(spread=Spread.ROUND_ROBIN),
+    ):
+        where = placed(*(call(f"c{n}", LONG) for n in range(6)), policies=policies)
+        assert sorted(where.values()) == ["w0", "w0", "w1", "w1", "w2", "w2"]
+
+
+def test_a_prefix_is_computed_once_more_elsewhere_when_its_engine_is_the_bottleneck() -> None:
+    where = placed(*(call(f"c{n}", LONG) for n in range(190)))
+    assert set(where.values()) == {"w0", "w1", "w2"}
+
+
+def test_a_worker_that_is_gone_is_believed_to_hold_nothing() -> None:
+    world = opened(call("a", LONG), workers=1)
+    world.core.planner.lost(WorkerId("w0"))
+    chain = world.core.sessions[SESSION].graph.calls[CallId("call-a")].chain
+    assert chain is not None
+    assert world.core.planner.belief.matched(chain, WorkerId("w0")) == 0.0
+
+
+def test_what_an_engine_says_it_has_evicted_is_believed() -> None:
+    world = opened(call("a", LONG), workers=1)
+    chain = world.core.sessions[SESSION].graph.calls[CallId("call-a")].chain
+    assert chain is not None
+    assert world.core.planner.belief.matched(chain, WorkerId("w0")) > 0
+    worker = world.workers[WorkerId("w0")]
+    for evicted in (0.0, 1e6):
+        beat = Beat(
+            worker=worker.id,
+            incarnation=worker.incarnation,
+            running=tuple(_running(world)),
+            load={"evicted_tokens": evicted},
+        )
+        world.feed(Heard(beat, world.now))
+    assert world.core.planner.belief.matched(chain, WorkerId("w0")) == 0.0
+
+
+def _running(world: World) -> list[Running]:
+    return [Running(tenant=r.tenant, session=r.session, call=r.call.id, attempt=r.attempt) for r in world.dispatched]
+
+
+def test_an_engine_is_reserved_for_calls_whose_tokens_are_waited_for() -> None:
+    batch = Objective(kind=ObjectiveKind.THROUGHPUT)
+    chats = [call(f"chat{n}", objective=LATENCY) for n in range(2)]
+    floods = [call(f"flood{n}", objective=batch) for n in range(60)]
+    world = opened(*chats, workers=2, capacity=64)
+    for worker in world.core.fleet.workers.values():
+        for drawn, prompt in ((1, 0), (60, 500), (10, 1500), (120, 100)) * 10:
+            worker.occupancy.steps.observe(drawn, prompt, 0.01 + 1e-3 * drawn + 1e-5 * prompt)
+    world.add(*floods)
+    homes = [w for w in world.core.fleet.workers.values() if world.core.fleet.is_home(w)]
+    assert len(homes) == 1
+    (home,) = homes
+    assert home.occupancy.other < 10
+    other = next(w for w in world.core.fleet.workers.values() if w is not home)
+    assert other.occupancy.other > 40

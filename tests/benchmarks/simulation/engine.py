@@ -1,0 +1,313 @@
+"""An engine modelled by the time of its steps: batching, chunked prefill, a prefix cache with LRU eviction, a bounded memory.
+
+Law: a step takes `base + slope x sequences + kv x tokens read + prefill x prompt tokens computed`, tokens that several sequences
+share being read once. Prompts are computed in the order of arrival, at most `chunk` tokens a step, beside the decoding.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from myna.actors.scheduler.policies.prefixes import Boundary
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """Seconds, and limits. The numbers come from measurements: see `fit` and `load`."""
+
+    base: float
+    slope: float
+    kv: float
+    prefill: float
+    chunk: int = 2048
+    tokens: int = 400_000
+    sequences: int = 256
+    source: str = ""
+
+    @property
+    def alone(self) -> float:
+        """A step of one sequence."""
+        return self.base + self.slope
+
+    def step(self, sequences: int, tokens: float, prompt: float = 0.0) -> float:
+        """One step."""
+        return self.base + self.slope * sequences + self.kv * tokens + self.prefill * prompt
+
+    def cost(self, prompt: float, output: float, batch: int = 64) -> float:
+        """Seconds of a busy engine that a call takes: its part of steps shared by `batch` sequences of its kind."""
+        step = self.step(batch, batch * (prompt + output / 2))
+        return prompt * self.prefill + output * step / batch
+
+
+def load(path: Path | None = None) -> EngineModel:
+    """A fitted model from JSON; by default that of one H100 with an 8B model."""
+    return EngineModel(**json.loads((path or HERE / "h100.json").read_text()))
+
+
+def fit(anchors: dict[str, Any]) -> EngineModel:
+    """Fit to measured steps: decode of 1, 64 and 256 sequences gives base, slope and kv, two prefills the rest."""
+    rows = anchors["engine"]["default"]
+    points = []
+    for batch, context in ((1, 128), (64, 512), (256, 256)):
+        seconds = rows[f"decode B{batch} P0 U{context}"]["step_ms"] / 1e3
+        points.append(([1.0, float(batch), batch * (context + 96.0)], seconds))  # 32 to 160 tokens were generated
+    base, slope, kv = _solve(points)
+    prefill = sum(rows[f"prefill {n}"]["s"] / n for n in (4096, 16384)) / 2
+    return EngineModel(base, slope, kv, prefill, source=f"{anchors['device']}, vllm {anchors['engine']['vllm']}")
+
+
+def _solve(points: list[tuple[list[float], float]]) -> list[float]:
+    rows = [[*x, y] for x, y in points]
+    for i in range(3):
+        pivot = rows[i][i]
+        rows[i] = [v / pivot for v in rows[i]]
+        for j in range(3):
+            if j != i:
+                rows[j] = [a - rows[j][i] * b for a, b in zip(rows[j], rows[i], strict=True)]
+    return [row[3] for row in rows]
+
+
+@dataclass(eq=False)
+class Request:
+    """One call on the engine. `boundaries` are the true prefixes of its whole context; `prompt` of them precede the output."""
+
+    key: Any
+    boundaries: tuple[Boundary, ...]
+    prompt: int
+    output: int
+    missing: float = 0.0
+    cached: float = 0.0
+    admitted: bool = False
+    dropped: bool = False
+    first: float | None = None
+    last_clock: int = 0
+    generated_from: int = 0
+
+    @property
+    def prompt_tokens(self) -> float:
+        return self.boundaries[self.prompt - 1].tokens if self.prompt else 0.0
+
+
+@dataclass(eq=False)
+class _Entry:
+    tokens: float
+    references: int = 0
+
+
+@dataclass(eq=False)
+class Engine:
+    """See the module. `at` asks to be called back: at(time, function). `finished` is told each request that is through."""
+
+    model: EngineModel
+    at: Callable[[float, Callable[[float], None]], None]
+    finished: Callable[[Request, float], None]
+    waiting: deque[Request] = field(default_factory=deque)
+    decoding: list[tuple[int, int, Request]] = field(default_factory=list)
+    totals: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(
+            ("steps", "step_seconds", "computed_tokens", "drawn_tokens", "evicted_tokens"), 0.0
+        )
+    )
+    clock: int = 0
+    cached_tokens: float = 0.0
+    prompt_tokens: float = 0.0
+    _cache: OrderedDict[int, _Entry] = field(default_factory=OrderedDict)
+    _stored: float = 0.0
+    _read: float = 0.0
+    _generated: float = 0.0
+    _number: int = 0
+    _plan: int = 0
+    _began: float = 0.0
+    _jump: tuple[int, float] | None = None
+    _prompts: list[tuple[Request, float]] = field(default_factory=list)
+    _pending: set[int] = field(default_factory=set)
+
+    def submit(self, request: Request, now: float) -> None:
+        """A call arrives."""
+        self.waiting.append(request)
+        self._interrupt(now)
+
+    def cancel(self, key: Any) -> None:
+        """A call is stopped: it leaves at the next step."""
+        for request in [*self.waiting, *(r for _, _, r in self.decoding)]:
+            if request.key == key:
+                request.dropped = True
+
+    def figures(self) -> dict[str, float]:
+        """What it tells in a beat."""
+        return self.totals | {"waiting": float(len(self.waiting))}
+
+    # --- steps ---
+
+    def _interrupt(self, now: float) -> None:
+        """Something arrived: idle begins, a row of plain decode steps ends at the next step."""
+        if self._jump is None:
+            if not self._prompts:
+                self._next(now)
+            return
+        steps, seconds = self._jump
+        if steps > 1:
+            done = min(steps, int((now - self._began) / seconds) + 1)
+            self._jump = (done, seconds)
+            self._schedule(self._began + done * seconds)
+
+    def _schedule(self, time: float) -> None:
+        self._plan += 1
+        plan = self._plan
+        self.at(time, lambda now: self._ended(now) if plan == self._plan else None)
+
+    def _next(self, now: float) -> None:
+        """Begin what comes next: a step with prompts in it, a row of decode steps, or nothing."""
+        self._began, self._jump = now, None
+        self._prompts = self._take_prompts()
+        batch = len(self.decoding)
+        if self._prompts:
+            prompt = sum(tokens for _, tokens in self._prompts)
+            self._schedule(now + self.model.step(batch, self._read + self._generated, prompt))
+        elif batch:
+            steps = max(1, self.decoding[0][0] - self.clock)
+            seconds = self.model.step(batch, self._read + self._generated + batch * steps / 2)
+            self._jump = (steps, seconds)
+            self._schedule(now + steps * seconds)
+
+    def _take_prompts(self) -> list[tuple[Request, float]]:
+        room, taken = float(self.model.chunk), []
+        for request in list(self.waiting):
+            if request.dropped:
+                self.waiting.remove(request)
+                if request.admitted:
+                    self._release(request)
+                continue
+            if not request.admitted and (self._underway(request) or not self._admit(request)):
+                break
+            tokens = min(request.missing, room)
+            taken.append((request, tokens))
+            room -= tokens
+            if room <= 0:
+                break
+        return taken
+
+    def _ended(self, now: float) -> None:
+        steps = self._jump[0] if self._jump else 1
+        batch = len(self.decoding)
+        self.clock += steps
+        self._generated += steps * batch
+        computed = sum(tokens for _, tokens in self._prompts)
+        self._count(steps, now - self._began, computed, steps * batch)
+        done = self._advance_prompts(now)
+        while self.decoding and self.decoding[0][0] <= self.clock:
+            done.append(heapq.heappop(self.decoding)[2])
+        for request in done:
+            self._release(request)
+        self._next(now)
+        for request in done:
+            if not request.dropped:
+                self.finished(request, now)
+
+    def _count(self, steps: int, seconds: float, computed: float, drawn: float) -> None:
+        self.totals["steps"] += steps
+        self.totals["step_seconds"] += seconds
+        self.totals["computed_tokens"] += computed + drawn
+        self.totals["drawn_tokens"] += drawn
+
+    def _advance_prompts(self, now: float) -> list[Request]:
+        done: list[Request] = []
+        for request, tokens in self._prompts:
+            request.missing -= tokens
+            if request.missing <= 1e-9:
+                self.waiting.remove(request)
+                self._store(request.boundaries[: request.prompt])
+                request.first = now
+                request.generated_from = self.clock
+                self._generated += 1
+                self.totals["drawn_tokens"] += 1
+                self._number += 1
+                request.last_clock = self.clock + request.output - 1
+                if request.output <= 1:
+                    done.append(request)
+                else:
+                    heapq.heappush(self.decoding, (request.last_clock, self._number, request))
+        self._prompts = []
+        return done
+
+    # --- memory ---
+
+    def _admit(self, request: Request) -> bool:
+        if len(self.decoding) + sum(r.admitted for r in self.waiting) >= self.model.sequences:
+            return False
+        known = 0.0
+        for name, tokens in request.boundaries[: request.prompt]:
+            if name not in self._cache:
+                break
+            known = tokens
+        need = request.prompt_tokens - known + request.output
+        pinned = self._read + self._generated
+        if pinned and pinned + need > self.model.tokens:
+            return False
+        request.cached = known if request.prompt_tokens > known else max(known - 1.0, 0.0)
+        request.missing = request.prompt_tokens - request.cached
+        request.admitted = True
+        self.cached_tokens += request.cached
+        self.prompt_tokens += request.prompt_tokens
+        before = 0.0
+        for name, tokens in request.boundaries[: request.prompt]:
+            entry = self._cache.get(name)
+            if entry is None:
+                entry = self._cache[name] = _Entry(tokens - before)
+                self._stored += entry.tokens
+                self._pending.add(name)
+            if entry.references == 0:
+                self._read += entry.tokens
+            entry.references += 1
+            self._cache.move_to_end(name)
+            before = tokens
+        self._evict(request.output)
+        return True
+
+    def _underway(self, request: Request) -> bool:
+        """Whether a part of its prompt is just being computed for another: it waits rather than computing it again."""
+        return any(name in self._pending for name, _ in request.boundaries[: request.prompt])
+
+    def _store(self, boundaries: tuple[Boundary, ...]) -> None:
+        for name, _ in boundaries:
+            self._pending.discard(name)
+
+    def _release(self, request: Request) -> None:
+        """It holds its context no more; prompt and output stay cached until the memory is needed."""
+        for name, _ in request.boundaries[: request.prompt]:
+            entry = self._cache[name]
+            entry.references -= 1
+            if entry.references == 0:
+                self._read -= entry.tokens
+                self._cache.move_to_end(name)
+                if name in self._pending:
+                    self._pending.discard(name)
+                    self._stored -= self._cache.pop(name).tokens
+        if request.first is not None:
+            self._generated -= self.clock - request.generated_from + 1
+            before = request.prompt_tokens
+            for name, tokens in request.boundaries[request.prompt :]:
+                if name not in self._cache:
+                    self._cache[name] = _Entry(tokens - before)
+                    self._stored += tokens - before
+                self._cache.move_to_end(name)
+                before = tokens
+        self._evict(0)
+
+    def _evict(self, room: float) -> None:
+        if self._stored + self._generated + room <= self.model.tokens:
+            return
+        for name in [n for n, e in self._cache.items() if e.references == 0]:
+            tokens = self._cache.pop(name).tokens
+            self._stored -= tokens
+            self.totals["evicted_tokens"] += tokens
+            if self._stored + self._generated + room <= self.model.tokens:
+                return

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+
+from myna.actors.scheduler.policies.prefixes import Boundary
+from tests.benchmarks.simulate import giant, policies, run_giant, simulate
+from tests.benchmarks.simulation.cluster import Cluster
+from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, load
+from tests.benchmarks.simulation.workloads import WORKLOADS, alone, jobs
+
+MODEL = load()
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.name)
+def test_every_workload_runs_to_its_end_and_the_core_never_contradicts_itself(workload: object) -> None:
+    some = jobs(workload, MODEL, 2, seed=0, scale=0.01)[:4]  # type: ignore[arg-type]
+    cluster = Cluster(MODEL, 2, policies()["ours"], check=len([c for j in some for c in j.calls()]) < 150)
+    turns = cluster.run(some)
+    assert len(turns) == sum(len(j.stages) for j in some)
+    assert all(t.ended is not None and t.ended >= t.asked for t in turns)
+    assert cluster.dispatches == sum(1 for j in some for _ in j.calls())
+    assert not cluster.core.sessions
+
+
+def test_no_job_is_quicker_than_its_longest_path() -> None:
+    workload = WORKLOADS[0]
+    some = jobs(workload, MODEL, 4, seed=1, scale=0.02)
+    turns = Cluster(MODEL, 4, policies()["ours"]).run(some)
+    for turn in turns:
+        assert turn.ended is not None
+        assert turn.ended - turn.asked >= 0.99 * alone(turn.job, MODEL, engines=10**6)
+
+
+@pytest.mark.parametrize("name", policies())
+def test_every_policy_completes_the_mixed_workload(name: str) -> None:
+    workload = next(w for w in WORKLOADS if w.name == "mixed multi-tenant")
+    summary, _ = simulate(workload, MODEL, policies()[name], seed=0, scale=0.02)
+    assert summary.mean_jct > 0
+    assert 0 <= summary.hit_rate <= 1
+    assert 0 < summary.fairness <= 1
+
+
+def test_a_graph_of_thousands_of_calls_is_run_and_closed_without_leaking() -> None:
+    assert len(list(giant(3000).calls())) == 3000
+    assert run_giant(MODEL, 3000).value > 0
+
+
+# --- the modelled engine ----------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A virtual clock for one engine."""
+
+    def __init__(self, model: EngineModel) -> None:
+        self.events: list = []  # type: ignore[type-arg]
+        self.done: dict[object, float] = {}
+        self.engine = Engine(model, self._at, lambda request, now: self.done.__setitem__(request.key, now))
+
+    def _at(self, time: float, action: object) -> None:
+        self.events.append((time, len(self.events), action))
+
+    def run(self) -> None:
+        while self.events:
+            self.events.sort()
+            now, _, action = self.events.pop(0)
+            action(now)
+
+
+def request(name: str, *parts: tuple[str, float], output: int = 10) -> Request:
+    total, boundaries = 0.0, []
+    for part, tokens in parts:
+        total += tokens
+        boundaries.append(Boundary(hash((part, total)), total))
+    return Request(name, (*boundaries, Boundary(hash(name), total + output)), len(boundaries), output)
+
+
+def test_one_request_takes_its_prompt_and_one_step_a_token() -> None:
+    clock = Clock(MODEL)
+    clock.engine.submit(request("a", ("p", 1000), output=50), 0.0)
+    clock.run()
+    assert clock.done["a"] == pytest.approx(1000 * MODEL.prefill + 50 * MODEL.alone, rel=0.05)
+
+
+def test_a_batch_is_much_quicker_than_one_after_the_other() -> None:
+    clock = Clock(MODEL)
+    for n in range(32):
+        clock.engine.submit(request(str(n), (f"p{n}", 100), output=100), 0.0)
+    clock.run()
+    assert max(clock.done.values()) < 4 * 100 * MODEL.alone
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    clock = Clock(MODEL)
+    for n in range(8):
+        clock.engine.submit(request(str(n), ("shared", 2000), (f"q{n}", 10)), 0.0)
+    clock.run()
+    assert clock.engine.totals["drawn_tokens"] == 80  # of which 8 come with the prompts
+    assert clock.engine.totals["computed_tokens"] == 2000 + 8 * 10 + 72
+
+
+def test_memory_is_bounded_and_what_was_used_least_recently_goes_first() -> None:
+    model = EngineModel(MODEL.base, MODEL.slope, MODEL.kv, MODEL.prefill, tokens=5000)
+    clock = Clock(model)
+    for n in range(12):
+        clock.engine.submit(request(str(n), (f"p{n}", 1000)), 0.0)
+    clock.run()
+    assert len(clock.done) == 12
+    assert clock.engine.totals["evicted_tokens"] >= 7000
+    assert clock.engine._stored <= 5000
+    assert clock.engine._generated == pytest.approx(0.0)
+    assert clock.engine._read == pytest.approx(0.0)
