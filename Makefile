@@ -23,7 +23,6 @@ check: ## Lint, formatting, types, import laws
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_laws.py
 

@@ -31,7 +31,7 @@ from myna.sdk.timeline import Panel, draw
 
 SIMULATED = 0.244
 """Seconds: the mean round trip between client and server in the Parrot paper's experiments."""
-PATIENCE = 40.0
+PATIENCE = 60.0
 """Seconds that a pass over all runs may take for a second one to follow."""
 
 
