@@ -6,7 +6,6 @@ is reported.
 
 from __future__ import annotations
 
-import asyncio
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -25,7 +24,6 @@ from myna.actors.messages import (
     WorkerKind,
 )
 from myna.actors.worker.backend import (
-    Backend,
     Job,
     JobEnded,
     JobFailed,
@@ -33,8 +31,8 @@ from myna.actors.worker.backend import (
     OutputEnded,
     Produced,
     Reporter,
-    RunKey,
 )
+from myna.actors.worker.tasks import TaskBackend
 
 _log = structlog.get_logger(__name__)
 
@@ -70,45 +68,19 @@ class Performer(Protocol):
         """Run one call: pieces of text as they come, or one `Result`. Raises `NativeFailure`, or whatever the function raises."""
 
 
-class AgentBackend(Backend):
+class AgentBackend(TaskBackend):
     """Serves one function; `tenant` limits it to that tenant's sessions."""
 
     def __init__(self, performer: Performer, tenant: Tenant | None = None) -> None:
+        super().__init__()
         self._performer = performer
         self._tenant = tenant
-        self._jobs: dict[RunKey, asyncio.Task[None]] = {}
-        self._closed = asyncio.Event()
-        self._report: Reporter
 
     async def start(self, report: Reporter) -> Offer:
         """Ready at once."""
         self._report = report
         performer = self._performer
         return Offer(WorkerKind.AGENT, (performer.name,), performer.concurrency, tenant=self._tenant)
-
-    def run(self, job: Job) -> None:
-        """Begin a call."""
-        task = asyncio.get_running_loop().create_task(self._run(job), name=f"agent-{job.call.id}")
-        self._jobs[job.key] = task
-        task.add_done_callback(lambda _: self._jobs.pop(job.key, None))
-
-    def cancel(self, key: RunKey) -> None:
-        """Cancel a call's task. A plain function's thread can't be stopped: what it returns is dropped."""
-        task = self._jobs.pop(key, None)
-        if task is not None:
-            task.cancel()
-
-    async def wait(self) -> None:
-        """It never ends of itself."""
-        await self._closed.wait()
-
-    async def close(self) -> None:
-        """Cancel what runs."""
-        jobs = list(self._jobs.values())
-        for task in jobs:
-            task.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
-        self._closed.set()
 
     async def _run(self, job: Job) -> None:
         try:

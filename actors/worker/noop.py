@@ -10,7 +10,8 @@ import asyncio
 from dataclasses import dataclass
 
 from myna.actors.messages import FinishReason, ModelCall, Output, Usage, VarId, WorkerKind
-from myna.actors.worker.backend import Backend, Job, JobEnded, Offer, OutputEnded, Produced, Reporter, RunKey
+from myna.actors.worker.backend import Job, JobEnded, Offer, OutputEnded, Produced, Reporter
+from myna.actors.worker.tasks import TaskBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,45 +23,19 @@ class NoopModel:
     capacity: int = 64
 
 
-class NoopBackend(Backend):
+class NoopBackend(TaskBackend):
     """See the module."""
 
     def __init__(self, model: NoopModel | None = None) -> None:
+        super().__init__()
         self._model = model or NoopModel()
-        self._jobs: dict[RunKey, asyncio.Task[None]] = {}
-        self._ended = asyncio.Event()
-        self._report: Reporter
 
     async def start(self, report: Reporter) -> Offer:
         """Ready at once."""
         self._report = report
         return Offer(WorkerKind.ENGINE, (self._model.name,), self._model.capacity, resumable=True)
 
-    def run(self, job: Job) -> None:
-        """Begin making words."""
-        task = asyncio.get_running_loop().create_task(self._make(job))
-        self._jobs[job.key] = task
-        task.add_done_callback(lambda _: self._jobs.pop(job.key, None))
-
-    def cancel(self, key: RunKey) -> None:
-        """Stop making words."""
-        task = self._jobs.pop(key, None)
-        if task is not None:
-            task.cancel()
-
-    async def wait(self) -> None:
-        """It never ends of itself."""
-        await self._ended.wait()
-
-    async def close(self) -> None:
-        """Stop everything."""
-        jobs = list(self._jobs.values())
-        for task in jobs:
-            task.cancel()
-        await asyncio.gather(*jobs, return_exceptions=True)
-        self._ended.set()
-
-    async def _make(self, job: Job) -> None:
+    async def _run(self, job: Job) -> None:
         assert isinstance(job.call, ModelCall)
         outputs = [s for m in job.call.messages for s in m.segments if isinstance(s, Output)]
         for output in outputs:

@@ -186,7 +186,7 @@ class Mortal(NoopBackend):
     """A backend that dies when it is given work."""
 
     def run(self, job: Job) -> None:
-        self._ended.set()
+        self._closed.set()
 
 
 async def test_a_worker_whose_backend_dies_ends_with_the_reason_and_without_a_goodbye(play: Stage) -> None:
