@@ -39,21 +39,20 @@ class LayerShape:
     sinks: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a layer makes weights of queries and keys: fields as in `LayerShape`, but `sinks` are the scores, [Hq]."""
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
 class AttentionStep(Protocol):
     """One step, ready to be used by every layer in turn."""
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store the step's keys and values [Hkv, T, D], then attend with `query` [Hq, T, D]. Returns [T, Hq, D]."""
 
 
@@ -81,6 +80,20 @@ class TorchAttention:
         self._pools: list[Tensor] = []
         self._blocks = TailBlocks()
         self._plain = {i for i, layer in enumerate(layers) if layer.window is None and layer.softcap is None}
+
+    @property
+    def pools(self) -> Sequence[Tensor]:
+        """The pool of each layer."""
+        return self._pools
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return self._page_size
+
+    def overtaken(self) -> None:
+        """The pool was written by somebody else: nothing kept beside it can be trusted."""
+        self._blocks.distrust()
 
     def allocate(self, pages: int, page_size: int) -> None:
         """Make the pool of `pages` pages of `page_size` tokens, zeroed."""
@@ -131,32 +144,22 @@ class TorchStep:
         self._slots = torch.tensor(plan.write_slots, dtype=torch.int64)
         self._parts: dict[tuple[int | None, bool], cpu.TreePlan] = {}
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Store the step's keys and values [Hkv, T, D], then attend with `query` [Hq, T, D]. Returns [T, Hq, D]."""
         pool = self._pools[layer]
         fresh = torch.cat([key, value])
         pool.index_copy_(1, self._slots, fresh)
         given, tails = None, self._tails
         if tails is not None and layer in self._plain:
-            output, log_sum = self._blocks.attend(layer, tails, query, fresh, pool, scaling)
+            output, log_sum = self._blocks.attend(layer, tails, query, fresh, pool, scoring.scaling)
             rows = slice(None) if tails.identity else tails.batch_rows
             given = cpu.Given(rows, output, log_sum)
-        parts = self._for_window(window, given is not None)
+        parts = self._for_window(scoring.window, given is not None)
         keys, values = pool.chunk(2)
         return cpu.tree_attention(
-            query, keys, values, parts, scaling=scaling, softcap=softcap, sinks=sinks, given=given
-        )
+            query, keys, values, parts,
+            scaling=scoring.scaling, softcap=scoring.softcap, sinks=scoring.sinks, given=given,
+        )  # fmt: skip
 
     def _for_window(self, window: int | None, without_tails: bool) -> cpu.TreePlan:
         parts = self._parts.get((window, without_tails))
@@ -189,16 +192,9 @@ def forward_attention(
         raise TypeError("the model doesn't pass keyword arguments on to its attention")
     if attention_mask is not None:
         raise TypeError("the model makes an attention mask of its own")
-    output = myna_step.attend(
-        int(module.layer_idx),  # type: ignore[arg-type]  # a plain int, which torch's stubs take for a tensor
-        query[0],
-        key[0],
-        value[0],
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-    )
+    scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]  # a plain int, which torch's stubs take for a tensor
+    output = myna_step.attend(layer, query[0], key[0], value[0], scoring)
     return output[None], None
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from myna.engine.attention import AttentionStep, LayerShape
+from myna.engine.attention import AttentionStep, LayerShape, Scoring
 from myna.kernels.linear import ACTIVATIONS, Linear, make_linear
 
 _LAYER = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -34,7 +34,7 @@ class FusedNetwork:
         self._layers = [
             _FusedLayer(layer, shape, i) for i, (layer, shape) in enumerate(zip(base.layers, layers, strict=True))
         ]
-        self._epsilon, scale = _norm_parts(base.norm)
+        self._epsilon, scale = norm_parts(base.norm)
         self._head = _linear_after(scale, [network.lm_head])
 
     def __call__(self, token_ids: Tensor, positions: Tensor, logit_rows: Tensor, step: AttentionStep) -> Tensor:
@@ -55,16 +55,16 @@ class _FusedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         self._index = index
         self._shape = shape
-        self._attention_epsilon, scale = _norm_parts(layer.input_layernorm)
+        self._attention_epsilon, scale = norm_parts(layer.input_layernorm)
         self._qkv = _linear_after(scale, [attention.q_proj, attention.k_proj, attention.v_proj])
         self._output = _linear_after(None, [attention.o_proj])
         self._query_norm = getattr(attention, "q_norm", None)
         self._key_norm = getattr(attention, "k_norm", None)
-        self._mlp_epsilon, scale = _norm_parts(layer.post_attention_layernorm)
+        self._mlp_epsilon, scale = norm_parts(layer.post_attention_layernorm)
         self._gate = _linear_after(scale, [mlp.gate_proj])
         self._up = _linear_after(scale, [mlp.up_proj])
         self._down = _linear_after(None, [mlp.down_proj])
-        activation = _activation_name(mlp.act_fn)
+        activation = activation_name(mlp.act_fn)
         assert activation is not None, "recognised before"
         self._activation = activation
         self._heads = attention.q_proj.out_features // shape.head_dim
@@ -87,9 +87,7 @@ class _FusedLayer:
             turned[:, :heads].transpose(0, 1),
             turned[:, heads:].transpose(0, 1),
             qkv[:, rotated:].transpose(0, 1),
-            scaling=shape.scaling,
-            window=shape.window,
-            softcap=shape.softcap,
+            Scoring(shape.scaling, shape.window, shape.softcap),
         )
         return output.reshape(rows.shape[0], -1)
 
@@ -97,14 +95,15 @@ class _FusedLayer:
 @torch.inference_mode()
 def fuse(network: Any, layers: Sequence[LayerShape]) -> FusedNetwork | None:
     """The fused form of a network, or None where its structure isn't known."""
-    return FusedNetwork(network, layers) if _is_known(network, layers) else None
+    return FusedNetwork(network, layers) if is_known(network, layers) else None
 
 
-def _is_known(network: Any, layers: Sequence[LayerShape]) -> bool:
+def is_known(network: Any, layers: Sequence[LayerShape]) -> bool:
+    """Whether a network has the structure that can be fused."""
     base = network.base_model
     if not _has_children(network, {network.base_model_prefix, "lm_head"}):
         return False
-    if not _has_children(base, {"embed_tokens", "layers", "norm", "rotary_emb"}) or not _is_rms_norm(base.norm):
+    if not _has_children(base, {"embed_tokens", "layers", "norm", "rotary_emb"}) or not is_rms_norm(base.norm):
         return False
     if type(base.embed_tokens) is not nn.Embedding or type(network.lm_head) is not nn.Linear:
         return False
@@ -122,11 +121,11 @@ def _is_known_layer(layer: Any) -> bool:
         _has_children(attention, _PROJECTIONS | normed)
         and len(normed) in (0, 2)
         and _has_children(mlp, _MLP | {"act_fn"})
-        and _activation_name(mlp.act_fn) is not None
+        and activation_name(mlp.act_fn) is not None
         and all(type(getattr(attention, name)) is nn.Linear for name in _PROJECTIONS)
         and all(type(getattr(mlp, name)) is nn.Linear for name in _MLP)
-        and _is_rms_norm(layer.input_layernorm)
-        and _is_rms_norm(layer.post_attention_layernorm)
+        and is_rms_norm(layer.input_layernorm)
+        and is_rms_norm(layer.post_attention_layernorm)
     )
 
 
@@ -135,7 +134,7 @@ def _has_children(module: nn.Module, names: set[str]) -> bool:
     return set(dict(module.named_children())) == names and not list(module.parameters(recurse=False))
 
 
-def _activation_name(module: nn.Module) -> str | None:
+def activation_name(module: nn.Module) -> str | None:
     """The activation's name among those that can be fused, found by what it computes."""
     probe = torch.linspace(-4, 4, 33)
     found = module(probe)
@@ -148,26 +147,26 @@ def _activation_name(module: nn.Module) -> str | None:
     return matching[0] if matching else None
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
+def is_rms_norm(module: nn.Module) -> bool:
     """Whether a module is x / rms(x) * scale, whichever way it keeps its scale."""
     if set(dict(module.named_parameters())) != {"weight"} or list(module.children()):
         return False
     weight: Any = module.weight
-    epsilon, scale = _norm_parts(module)
-    probe = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0)) * 0.01
+    epsilon, scale = norm_parts(module)
+    probe = torch.randn(3, weight.shape[0], generator=torch.Generator().manual_seed(0)).to(weight.device) * 0.01
     expected = _normalize(probe, epsilon) * scale
     error = (module(probe.to(weight.dtype)).float() - expected).norm() / expected.norm()
     return bool(error < (1e-5 if weight.dtype == torch.float32 else 2e-2))
 
 
-def _norm_parts(module: Any) -> tuple[Tensor, Tensor]:
+def norm_parts(module: Any) -> tuple[Tensor, Tensor]:
     """A norm's epsilon and its scale [hidden], in float32 at least. A row of ones shows whether that is 1 + weight."""
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
     weight = module.weight
-    ones = torch.ones(1, weight.shape[0], dtype=weight.dtype)
+    ones = torch.ones(1, weight.shape[0], dtype=weight.dtype, device=weight.device)
     offset = (module(ones)[0].float() - weight.float()).mean().round()  # 0, or 1 where the scale is 1 + weight
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.tensor(float(epsilon), dtype=wide), weight.to(wide) + offset
+    return torch.tensor(float(epsilon), dtype=wide, device=weight.device), weight.to(wide) + offset
 
 
 def _normalize(rows: Tensor, epsilon: Tensor) -> Tensor:
@@ -184,10 +183,16 @@ def _normalize(rows: Tensor, epsilon: Tensor) -> Tensor:
 def _linear_after(scale: Tensor | None, modules: Sequence[Any]) -> Linear:
     """Several linear modules side by side as one, with the scale of the norm before them multiplied in."""
     weight = torch.cat([module.weight for module in modules])
-    if scale is not None:
-        weight = (weight * scale).to(weight.dtype)
-    biases = [module.bias for module in modules]
-    if all(bias is None for bias in biases):
-        return make_linear(weight, None)
-    filled = [weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules]
-    return make_linear(weight, torch.cat(filled))
+    return make_linear(weight if scale is None else scaled(weight, scale), joined_bias(modules))
+
+
+def scaled(weight: Tensor, scale: Tensor) -> Tensor:
+    """A weight with the scale of the norm before it multiplied in."""
+    return (weight * scale).to(weight.dtype)
+
+
+def joined_bias(modules: Sequence[Any]) -> Tensor | None:
+    """The biases of linear modules one after the other; None where no module has one."""
+    if all(module.bias is None for module in modules):
+        return None
+    return torch.cat([m.weight.new_zeros(m.out_features) if m.bias is None else m.bias for m in modules])

@@ -68,6 +68,10 @@ class TailBlocks:
         if self._last is not None:
             self._last.tails = {b: tail for b, tail in self._last.tails.items() if page not in tail.pages}
 
+    def distrust(self) -> None:
+        """The pool was written by others: all have to be gathered again."""
+        self._last = None
+
     def plan(self, tails: Sequence[Tail], batch: int, dtype: torch.dtype, layers: set[int]) -> TailPlan | None:
         """Arrange one step of `batch` rows. None where fewer than two tails are of comparable length.
 
