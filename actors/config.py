@@ -8,7 +8,14 @@ or key, the value, and what would be right. Passwords are never shown: not in an
     MYNA_URL            url                   NATS servers, separated by commas: nats://host:port
     MYNA_USER           user                  user of the NATS servers
     MYNA_PASSWORD       password              its password; or MYNA_PASSWORD_FILE (password_file), a file that holds it
-    MYNA_TENANT         tenant                whose sessions these are
+    MYNA_REPLICAS       replicas              servers that keep each stream: 1, 3 or 5. Schedulers create streams so
+    MYNA_CREDENTIALS    credentials           a credentials file, in place of user and password; read again on each reconnect
+    MYNA_TLS_CA         tls.ca                certificates by which the servers are known; with it, connections are encrypted
+    MYNA_TLS_CERTIFICATE  tls.certificate     our own certificate, where servers ask for one, and
+    MYNA_TLS_KEY        tls.key               its key
+    MYNA_TLS_SERVER_CERTIFICATE  tls.server_certificate  with it, and
+    MYNA_TLS_SERVER_KEY          tls.server_key          its key, the server that `myna up` runs encrypts connections
+    MYNA_TENANT         tenant                whose sessions these are; credentials of a tenant say it already
     MYNA_HOME           -                     where the state of `myna up` is kept
     MYNA_CACHE          cache                 where converted models are kept
     MYNA_MODEL          engine.model          hub id, folder or GGUF file; the default model without it
@@ -16,6 +23,13 @@ or key, the value, and what would be right. Passwords are never shown: not in an
     MYNA_KV_MEMORY      engine.kv_memory      memory for the KV cache: 512M, 4G
     MYNA_DTYPE          engine.dtype          float32, bfloat16 or float16
     MYNA_DEVICE         engine.device         cpu, cuda, cuda:1
+    MYNA_GATEWAY_HOST   gateway.host          address on which the gateway listens: loopback, unless there are keys
+    MYNA_GATEWAY_PORT   gateway.port          its port; without it 9000, or another if that is taken
+    MYNA_GATEWAY_KEYS   gateway.keys          file with the table of API keys (see `myna key`); without it nobody needs one
+    MYNA_GATEWAY_RATE   gateway.rate          requests a minute of each key, where the table says nothing else
+    MYNA_GATEWAY_BODY   gateway.max_body      largest body of a request: 4M
+    MYNA_GATEWAY_TIMEOUT  gateway.timeout     seconds that a request may wait for its result
+    MYNA_GATEWAY_ORIGINS  gateway.origins     origins of web pages that may use it, separated by commas (CORS)
     MYNA_LOG            log.level             debug, info, warning, error
     MYNA_LOG_FORMAT     log.format            auto, text, json
 """
@@ -24,6 +38,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -35,6 +50,7 @@ from myna.actors.subjects import InvalidName, token
 
 if TYPE_CHECKING:
     from myna.actors.bus import Bus
+    from myna.actors.tenants.credentials import Identity
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -70,12 +86,33 @@ class Dtype(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """How connections are encrypted: files in PEM. `certificate` and `key` are ours, where servers ask for them."""
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServingTls:
+    """How the server that `myna up` runs encrypts connections: its certificate and key, and the `ca` that clients know it by."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Address:
-    """Where the NATS servers are, and as whom we go there."""
+    """Where the NATS servers are, and as whom we go there: by user and password, or by a credentials file."""
 
     url: str
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    credentials: Path | None = None
+    tls: Tls | None = None
+    replicas: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +135,19 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """The HTTP gateway. `port` None takes a free one; `rate` is in requests a minute, `max_body` in bytes, `timeout` in s."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    keys: Path | None = None
+    rate: int | None = None
+    max_body: int = 4 << 20
+    timeout: int = 3600
+    origins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be configured. Without an `address` the SDK looks for a `myna up`, else starts its own."""
 
@@ -107,6 +157,8 @@ class Settings:
     cache: Path
     log: LogSettings = LogSettings()
     engine: EngineSettings = EngineSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    serving: ServingTls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +200,10 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     home = _folder(environment.get("MYNA_HOME"), environment, "XDG_STATE_HOME", ".local/state")
     source = _open(environment, home)
     cache = _folder(None, environment, "XDG_CACHE_HOME", ".cache")
+    address = _address(source)
     return Settings(
-        address=_address(source),
-        tenant=source.take("MYNA_TENANT", "tenant", _name, "default"),
+        address=address,
+        tenant=_tenant(source, address),
         home=home,
         cache=source.take("MYNA_CACHE", "cache", _path, cache),
         log=LogSettings(
@@ -164,16 +217,32 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             dtype=source.take("MYNA_DTYPE", "engine.dtype", _maybe(_one_of(Dtype)), None),
             device=source.take("MYNA_DEVICE", "engine.device", _maybe(_device), None),
         ),
+        gateway=GatewaySettings(
+            host=source.take("MYNA_GATEWAY_HOST", "gateway.host", str, "127.0.0.1"),
+            port=source.take("MYNA_GATEWAY_PORT", "gateway.port", _maybe(_port), None),
+            keys=source.take("MYNA_GATEWAY_KEYS", "gateway.keys", _maybe(_path), None),
+            rate=source.take("MYNA_GATEWAY_RATE", "gateway.rate", _maybe(_positive), None),
+            max_body=source.take("MYNA_GATEWAY_BODY", "gateway.max_body", _bytes, 4 << 20),
+            timeout=source.take("MYNA_GATEWAY_TIMEOUT", "gateway.timeout", _positive, 3600),
+            origins=source.take("MYNA_GATEWAY_ORIGINS", "gateway.origins", _origins, ()),
+        ),
+        serving=_serving(source),
     )
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
-    """The variables from which `read` makes `settings` again, for a child process. With the password: don't log it."""
-    address, engine = settings.address, settings.engine
+    """The variables from which `read` makes `settings` again, for a child process; without `serving`, which is the supervisor's
+    alone. With the password: don't log it."""
+    address, engine, gateway = settings.address, settings.engine, settings.gateway
     variables: dict[str, object] = {
         "MYNA_URL": address and address.url,
         "MYNA_USER": address and address.user,
         "MYNA_PASSWORD": address and address.password,
+        "MYNA_CREDENTIALS": address and address.credentials,
+        "MYNA_REPLICAS": address and address.replicas,
+        "MYNA_TLS_CA": address and address.tls and address.tls.ca,
+        "MYNA_TLS_CERTIFICATE": address and address.tls and address.tls.certificate,
+        "MYNA_TLS_KEY": address and address.tls and address.tls.key,
         "MYNA_TENANT": settings.tenant,
         "MYNA_HOME": settings.home,
         "MYNA_CACHE": settings.cache,
@@ -184,6 +253,13 @@ def to_environment(settings: Settings) -> dict[str, str]:
         "MYNA_KV_MEMORY": engine.kv_memory,
         "MYNA_DTYPE": engine.dtype,
         "MYNA_DEVICE": engine.device,
+        "MYNA_GATEWAY_HOST": gateway.host,
+        "MYNA_GATEWAY_PORT": gateway.port,
+        "MYNA_GATEWAY_KEYS": gateway.keys,
+        "MYNA_GATEWAY_RATE": gateway.rate,
+        "MYNA_GATEWAY_BODY": gateway.max_body,
+        "MYNA_GATEWAY_TIMEOUT": gateway.timeout,
+        "MYNA_GATEWAY_ORIGINS": ",".join(gateway.origins) or None,
     }
     return {name: str(value) for name, value in variables.items() if value is not None}
 
@@ -214,19 +290,49 @@ async def connect_bus(
     from myna.actors.bus.nats import NatsBus  # here, so that a reader of settings loads no client
 
     address = settings.address
+    who = _identity(address)
     return await NatsBus.connect(
         address.url.split(","),
         name=name,
         user=address.user,
         password=address.password,
+        credentials=address.credentials,
+        inbox_prefix="_INBOX" if who is None else who.inbox_prefix,
+        tls=None if address.tls is None else tls_context(address.tls),
+        replicas=address.replicas,
         on_reconnect=on_reconnect,
         timeout=patience,
     )
 
 
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """The client's side of TLS, which knows servers by `tls.ca` alone. Raises `ConfigError` for files that are none."""
+    try:
+        context = ssl.create_default_context(cafile=tls.ca)
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the TLS files of {tls} can't be used: {error}") from None
+    return context
+
+
+def asks_as_operator(settings: Settings) -> bool:
+    """Whether questions go to the scheduler as the operator's, about all tenants: with an operator's credentials, and where
+    servers know only one user."""
+    who = None if settings.address is None else _identity(settings.address)
+    return who is None or who.is_operator
+
+
 def with_address(settings: Settings, address: Address) -> Settings:
-    """`settings` at another address."""
-    return replace(settings, address=address)
+    """`settings` at another address; credentials of a tenant there say whose sessions these are."""
+    who = _identity(address)
+    tenant = settings.tenant if who is None or who.tenant is None else who.tenant
+    return replace(settings, address=address, tenant=tenant)
+
+
+def with_tenant(settings: Settings, tenant: str | None) -> Settings:
+    """`settings` of another tenant, if there is one. Raises `InvalidName`."""
+    return settings if tenant is None else replace(settings, tenant=token(tenant, "tenant"))
 
 
 def with_model(settings: Settings, model: str) -> Settings:
@@ -251,10 +357,12 @@ def _open(environment: Mapping[str, str], home: Path) -> _Source:
 
 
 _TABLES: dict[str, frozenset[str]] = {
+    "tls": frozenset({*(f.name for f in fields(Tls)), "server_certificate", "server_key"}),
     "engine": frozenset(f.name for f in fields(EngineSettings)),
     "log": frozenset(f.name for f in fields(LogSettings)),
+    "gateway": frozenset(f.name for f in fields(GatewaySettings)),
 }
-_KEYS = frozenset({"url", "user", "password", "password_file", "tenant", "cache", *_TABLES})
+_KEYS = frozenset({"url", "user", "password", "password_file", "credentials", "replicas", "tenant", "cache", *_TABLES})
 
 
 def _check_keys(document: Mapping[str, Any], path: Path) -> None:
@@ -281,7 +389,57 @@ def _address(source: _Source) -> Address | None:
         password = source.take("MYNA_PASSWORD_FILE", "password_file", _maybe(_secret), None)
     if (user is None) != (password is None):
         raise ConfigError("MYNA_USER and MYNA_PASSWORD (or MYNA_PASSWORD_FILE) belong together: one of them is missing")
-    return Address(url, user, password)
+    credentials = source.take("MYNA_CREDENTIALS", "credentials", _maybe(_path), None)
+    if user is not None and credentials is not None:
+        raise ConfigError("MYNA_USER and MYNA_CREDENTIALS exclude each other: give one of them")
+    replicas = source.take("MYNA_REPLICAS", "replicas", _replicas, 1)
+    return Address(url, user, password, credentials, _tls(source), replicas)
+
+
+def _tls(source: _Source) -> Tls | None:
+    ca = source.take("MYNA_TLS_CA", "tls.ca", _maybe(_path), None)
+    certificate = source.take("MYNA_TLS_CERTIFICATE", "tls.certificate", _maybe(_path), None)
+    key = source.take("MYNA_TLS_KEY", "tls.key", _maybe(_path), None)
+    if (certificate is None) != (key is None):
+        raise ConfigError("MYNA_TLS_CERTIFICATE and MYNA_TLS_KEY belong together: one of them is missing")
+    if ca is None and certificate is not None:
+        raise ConfigError("MYNA_TLS_CERTIFICATE needs MYNA_TLS_CA: the certificates by which the servers are known")
+    return None if ca is None else Tls(ca, certificate, key)
+
+
+def _serving(source: _Source) -> ServingTls | None:
+    ca = source.take("MYNA_TLS_CA", "tls.ca", _maybe(_path), None)
+    certificate = source.take("MYNA_TLS_SERVER_CERTIFICATE", "tls.server_certificate", _maybe(_path), None)
+    key = source.take("MYNA_TLS_SERVER_KEY", "tls.server_key", _maybe(_path), None)
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None or ca is None:
+        names = "MYNA_TLS_SERVER_CERTIFICATE, MYNA_TLS_SERVER_KEY and MYNA_TLS_CA"
+        raise ConfigError(f"{names} belong together: one of them is missing")
+    return ServingTls(certificate, key, ca)
+
+
+def _tenant(source: _Source, address: Address | None) -> str:
+    """Whose sessions these are. Raises `ConfigError` where the credentials are another tenant's."""
+    named = source.take("MYNA_TENANT", "tenant", _maybe(_name), None)
+    who = None if address is None else _identity(address)
+    if who is None or who.tenant is None:
+        return named or "default"
+    if named not in (None, who.tenant):
+        raise ConfigError(f"MYNA_TENANT is {named!r}, but the credentials are those of tenant {who.tenant!r}")
+    return who.tenant
+
+
+def _identity(address: Address) -> Identity | None:
+    """Whose the credentials are, if there are any. Raises `ConfigError`."""
+    if address.credentials is None:
+        return None
+    from myna.actors.tenants import credentials  # here: it needs the messages, which a reader of settings does not
+
+    try:
+        return credentials.identity(address.credentials)
+    except credentials.InvalidCredentials as error:
+        raise ConfigError(str(error)) from None
 
 
 def _folder(named: str | None, environment: Mapping[str, str], xdg: str, default: str) -> Path:
@@ -313,6 +471,25 @@ def _one_of(choices: type[E]) -> Callable[[str], E]:
 def _positive(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise ValueError("must be a whole number of at least 1")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
+        raise ValueError("must be a port, from 1 to 65535")
+    return int(text)
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(filter(None, text.split(",")))
+    if not all(origin == "*" or re.fullmatch(r"https?://[^/\s]+", origin) for origin in origins):
+        raise ValueError("must be origins such as https://example.org, separated by commas")
+    return origins
+
+
+def _replicas(text: str) -> int:
+    if text not in ("1", "3", "5"):
+        raise ValueError("must be 1, 3 or 5")
     return int(text)
 
 

@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,11 +62,29 @@ def find_server() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How a server encrypts connections: files in PEM. With `ca`, it asks clients for a certificate that this one signed."""
+
+    certificate: Path
+    key: Path
+    ca: Path | None = None
+
+    def text(self) -> str:
+        """The block of a server's configuration."""
+        files = {"cert_file": self.certificate, "key_file": self.key}
+        lines = [f"{name}: {json.dumps(str(path))}" for name, path in files.items()]
+        if self.ca is not None:
+            lines += [f"ca_file: {json.dumps(str(self.ca))}", "verify: true"]
+        return f"tls {{ {', '.join(lines)} }}"
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """How one server runs. `store` is its directory (configuration, JetStream data); port 0 takes a free one.
 
     Sizes are in bytes, times in seconds; None is the server's own default. `extra` is appended to the configuration file as
-    it is. With `users`, a complete `authorization` block's inside, `user` and `password` are not written.
+    it is. With `users`, a complete `authorization` block's inside, `user` and `password` are not written; nor are they with
+    `trust`, which gives the configuration's lines on who may connect, anew at each start (`tenants.trust`).
     """
 
     store: Path
@@ -82,6 +101,8 @@ class ServerConfig:
     max_file_store: int | None = None
     binary: Path | None = None
     extra: str = ""
+    trust: Callable[[], str] | None = field(default=None, repr=False)
+    tls: ServerTls | None = None
 
     def text(self, port: int) -> str:
         """The configuration file for `port` (0: the server picks one)."""
@@ -92,6 +113,7 @@ class ServerConfig:
         if self.max_file_store is not None:
             limits.append(f"max_file_store: {self.max_file_store}")
         users = self.users or f"user: {quoted(self.user)}, password: {quoted(self.password)}"
+        who = f"authorization {{ {users} }}" if self.trust is None else self.trust()
         return "\n".join(
             [
                 f"server_name: {quoted(self.name)}",
@@ -101,7 +123,8 @@ class ServerConfig:
                 f'ping_interval: "{round(self.ping_interval * 1000)}ms"',
                 f"ping_max: {self.ping_max}",
                 f"jetstream {{ {', '.join(limits)} }}",
-                f"authorization {{ {users} }}",
+                who,
+                "" if self.tls is None else self.tls.text(),
                 self.extra,
                 "",
             ]
@@ -134,7 +157,7 @@ class Server:
     @property
     def url(self) -> str:
         """Where clients connect, without the credential."""
-        return f"nats://{self.config.host}:{self._port}"
+        return f"{'nats' if self.config.tls is None else 'tls'}://{self.config.host}:{self._port}"
 
     @property
     def pid(self) -> int | None:

@@ -1,4 +1,4 @@
-"""The state of `myna up` on disk: who runs here, where, and the password, readable by its owner alone.
+"""The state of `myna up` on disk: who runs here, and where; with the keys beside it (`tenants.keyring`), its owner's alone.
 
 `MYNA_HOME/machine.json` (mode 0600) is how `myna status`, agents and the SDK find the machine. `MYNA_HOME/machine.lock`
 is locked for as long as the machine runs; the kernel lets go of it however the machine ends, so a stale file is never
@@ -11,12 +11,15 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from myna.actors.config import Address, Settings, with_address
+from myna.actors.config import Address, ConfigError, Settings, Tls, with_address
+from myna.actors.messages import Tenant
+from myna.actors.tenants.keyring import address_of, tenant_file
+from myna.actors.tenants.rights import Role
 
 
 class AlreadyRunning(Exception):
@@ -25,17 +28,18 @@ class AlreadyRunning(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """A running machine: its supervisor's process id, and how to reach it."""
+    """A running machine: its supervisor's process id, where it listens, by which certificates it is known, and where its gateway
+    listens (empty without one)."""
 
     pid: int
     url: str
-    user: str
-    password: str = field(repr=False)
+    ca: Path | None = None
+    gateway: str = ""
 
     @property
-    def address(self) -> Address:
-        """How to reach it."""
-        return Address(self.url, self.user, self.password)
+    def tls(self) -> Tls | None:
+        """How connections to it are encrypted."""
+        return None if self.ca is None else Tls(self.ca)
 
 
 def info_path(home: Path) -> Path:
@@ -76,7 +80,7 @@ def published(home: Path, info: Info) -> Iterator[None]:
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(info))
+        file.write(msgspec.json.encode(info, enc_hook=str))
     new.replace(path)  # a reader sees the whole file or none
     try:
         yield
@@ -90,17 +94,28 @@ def find(home: Path) -> Info | None:
     return info if info is not None and _is_alive(info.pid) and _is_locked(home) else None
 
 
-def located(settings: Settings) -> Settings:
-    """`settings`, with the address of the running machine if they have none and there is one."""
+def located(settings: Settings, role: Role | None = None) -> Settings:
+    """`settings`, with the address of the running machine if they have none and there is one: as their tenant, or as a role.
+
+    Raises `ConfigError` where the machine has no such tenant.
+    """
     if settings.address is not None:
         return settings
     info = find(settings.home)
-    return settings if info is None else with_address(settings, info.address)
+    if info is None:
+        return settings
+    if role is not None:
+        return with_address(settings, address_of(settings.home, info.url, role, info.tls))
+    credentials = tenant_file(settings.home, Tenant(settings.tenant))
+    if not credentials.exists():
+        here = f"the machine at {info.url} has no tenant {settings.tenant!r}"
+        raise ConfigError(f"{here}: make it one with `myna tenants create {settings.tenant}`")
+    return with_address(settings, Address(info.url, credentials=credentials, tls=info.tls))
 
 
 def _read(home: Path) -> Info | None:
     try:
-        return msgspec.json.decode(info_path(home).read_bytes(), type=Info)
+        return msgspec.json.decode(info_path(home).read_bytes(), type=Info, dec_hook=lambda kind, text: kind(text))
     except (OSError, msgspec.MsgspecError):
         return None
 

@@ -1,21 +1,26 @@
-"""What the processes of one machine are: a NATS server, a scheduler, and engines."""
+"""What the processes of one machine are: a NATS server, a scheduler, engines, and the gateway."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from myna.actors.machine.process import ModuleProgram, Program, Running
 from myna.actors.machine.supervisor import Child
 from myna.actors.server import Server, ServerConfig
+from myna.actors.tenants.rights import Role
 
 SCHEDULER = "myna.actors.scheduler"
 ENGINE_HOST = "myna.actors.engine_host"
+GATEWAY = "myna.actors.gateway"
 
 ENGINE_GRACE = 15.0
 """Seconds in which an engine may finish what runs, and a fault there may be noticed."""
+GATEWAY_GRACE = 27.0
+"""Seconds in which a gateway may finish its requests."""
 
 
 class NatsProgram:
@@ -74,8 +79,9 @@ class NatsProcess:
         return tuple(self._server.log.splitlines()[-8:])
 
 
-def children(engines: int) -> list[Child]:
+def children(engines: int, *, gateway: bool = False) -> list[Child]:
     """The processes of a machine, each after those that it needs. They stop the other way round."""
+    door = [Child("gateway", needs=("nats",), rank=3, grace=GATEWAY_GRACE)] if gateway else []
     return [
         Child("nats", rank=0, grace=5.0),
         Child("scheduler", needs=("nats",), rank=1, grace=5.0),
@@ -83,17 +89,34 @@ def children(engines: int) -> list[Child]:
             Child(f"engine-{n}", needs=("nats",), rank=2, grace=ENGINE_GRACE, start_timeout=None)
             for n in range(1, engines + 1)
         ),
+        *door,
     ]
 
 
 def programs(
-    nats: NatsProgram, environment: Callable[[], Mapping[str, str]], logs: Path, *, engines: int, noop: bool
+    nats: NatsProgram,
+    environment: Callable[[Role], Mapping[str, str]],
+    logs: Path,
+    *,
+    engines: int,
+    noop: bool,
+    gateway: int | None = None,
 ) -> dict[str, Program]:
-    """How each of `children` is started. `logs` is the folder of their log files."""
+    """How each of `children` is started. `environment` is that of a process in a role; `logs` the folder of their log files;
+    `gateway` the port of the gateway, if there is one."""
     options = ("--noop",) if noop else ()
     hosts = {
-        name: ModuleProgram(ENGINE_HOST, "--name", name, *options, environment=environment, log=logs / f"{name}.log")
+        name: ModuleProgram(
+            *(ENGINE_HOST, "--name", name, *options),
+            environment=partial(environment, Role.ENGINE),
+            log=logs / f"{name}.log",
+        )
         for name in (f"engine-{n}" for n in range(1, engines + 1))
     }
-    scheduler = ModuleProgram(SCHEDULER, environment=environment, log=logs / "scheduler.log")
-    return {"nats": nats, "scheduler": scheduler, **hosts}
+    scheduler = ModuleProgram(SCHEDULER, environment=partial(environment, Role.SCHEDULER), log=logs / "scheduler.log")
+    doors: dict[str, Program] = {}
+    if gateway is not None:
+        port = ("--port", str(gateway))
+        door = ModuleProgram(GATEWAY, *port, environment=partial(environment, Role.GATEWAY), log=logs / "gateway.log")
+        doors = {"gateway": door}
+    return {"nats": nats, "scheduler": scheduler, **hosts, **doors}

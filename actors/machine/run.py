@@ -5,26 +5,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from myna.actors import logs
-from myna.actors.config import Address, LogFormat, LogSettings, Settings, child_environment, with_address
+from myna.actors.config import (
+    Address,
+    LogFormat,
+    LogSettings,
+    Settings,
+    Tls,
+    child_environment,
+    connect_bus,
+    with_address,
+)
 from myna.actors.machine import home
 from myna.actors.machine.home import AlreadyRunning
 from myna.actors.machine.programs import NatsProgram, children, programs
 from myna.actors.machine.shell import Machine, Observer, nobody
 from myna.actors.machine.supervisor import Policy
-from myna.actors.server import ServerConfig, find_server
+from myna.actors.messages import Tenant
+from myna.actors.server import ServerConfig, ServerTls, find_server
+from myna.actors.tenants.admin import tell_schedulers
+from myna.actors.tenants.keyring import Keyring, address_of, tenant_file
+from myna.actors.tenants.rights import Role
+from myna.actors.tenants.trust import local_lines
 
 __all__ = ["AlreadyRunning", "MachineFailed", "Plan", "embedded", "up"]
 
-_USER = "myna"
+GATEWAY_PORT = 9000
+"""Where a gateway listens, unless that is taken or another is wanted."""
+
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -34,10 +51,12 @@ class MachineFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to run: how many engines, and whether they only pretend (no model: for trying things out, and tests)."""
+    """What is to run: how many engines, whether they only pretend (no model: for trying things out, and tests), and whether there
+    is a gateway."""
 
     engines: int = 1
     noop: bool = False
+    gateway: bool = False
     policy: Policy = field(default_factory=Policy)
 
 
@@ -45,23 +64,71 @@ class _Assembly:
     """A machine put together in `folder`, not yet running."""
 
     def __init__(self, settings: Settings, plan: Plan, folder: Path, on_change: Observer, log: Any = None) -> None:
-        self._password = secrets.token_urlsafe(24)
         self._settings = settings
+        self._folder = folder
         self.logs = home.make_private(folder / "logs")
         store = home.make_private(folder / "nats")
-        self._nats = NatsProgram(ServerConfig(store=store, user=_USER, password=self._password, binary=find_server()))
-        parts = programs(self._nats, self._environment, self.logs, engines=plan.engines, noop=plan.noop)
-        self.machine = Machine(children(plan.engines), parts, policy=plan.policy, on_change=on_change, log=log)
+        self._keyring = Keyring.at(folder)
+        self._keyring.begin(Tenant(settings.tenant))
+        trust = partial(local_lines, self._keyring.authority, store / "accounts")
+        serving = settings.serving
+        tls = None if serving is None else ServerTls(serving.certificate, serving.key)
+        self._tls = None if serving is None else Tls(serving.ca)
+        self._nats = NatsProgram(ServerConfig(store=store, trust=trust, tls=tls, binary=find_server()))
+        self._port = _free_port(settings.gateway.host, settings.gateway.port) if plan.gateway else None
+        parts = programs(
+            self._nats, self._environment, self.logs, engines=plan.engines, noop=plan.noop, gateway=self._port
+        )
+        processes = children(plan.engines, gateway=plan.gateway)
+        self.machine = Machine(processes, parts, policy=plan.policy, on_change=on_change, log=log)
+
+    @property
+    def url(self) -> str:
+        """Where it listens, once it is ready."""
+        return self._nats.url
 
     @property
     def address(self) -> Address:
-        """How to reach it, once it is ready."""
-        return Address(self._nats.url, _USER, self._password)
+        """How its tenant reaches it, once it is ready."""
+        return Address(self.url, credentials=tenant_file(self._folder, Tenant(self._settings.tenant)), tls=self._tls)
 
-    def _environment(self) -> dict[str, str]:
-        settings = with_address(self._settings, self.address)
+    @property
+    def info(self) -> home.Info:
+        """How others find it, once it is ready."""
+        ca = None if self._tls is None else self._tls.ca
+        host = self._settings.gateway.host
+        door = "" if self._port is None else f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
+        return home.Info(os.getpid(), self.url, ca, door)
+
+    async def tell_policies(self) -> None:
+        """Tell the scheduler what each tenant may have: the table may have changed while nothing ran. Raises `BusError`."""
+        bus = await connect_bus(self._as(Role.OPERATOR), "machine")
+        try:
+            for policy in self._keyring.authority.policies():
+                await tell_schedulers(bus, policy)
+        finally:
+            await bus.close()
+
+    def _as(self, role: Role) -> Settings:
+        return with_address(self._settings, address_of(self._folder, self.url, role, self._tls))
+
+    def _environment(self, role: Role) -> dict[str, str]:
+        settings = self._as(role)
         log_format = LogFormat.JSON if settings.log.format is LogFormat.AUTO else settings.log.format
         return child_environment(replace(settings, log=LogSettings(settings.log.level, log_format)))
+
+
+def _free_port(host: str, wanted: int | None) -> int:
+    """The port for the gateway: the one that is wanted, else the usual one, else one that is free. It keeps it for good."""
+    if wanted is not None:
+        return wanted
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in (GATEWAY_PORT, 0):
+        with socket.socket(family, socket.SOCK_STREAM) as trial, contextlib.suppress(OSError):
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+            return int(trial.getsockname()[1])
+    raise MachineFailed(f"the gateway can't listen on {host!r}: set MYNA_GATEWAY_HOST to an address of this machine")
 
 
 async def up(
@@ -77,9 +144,9 @@ async def up(
             async with _running(assembly.machine) as ending:
                 if ending.done():  # it was stopped while it started
                     return
-                info = home.Info(os.getpid(), assembly.address.url, _USER, assembly.address.password or "")
-                with home.published(settings.home, info):
-                    on_ready(info, assembly.logs)
+                await assembly.tell_policies()
+                with home.published(settings.home, assembly.info):
+                    on_ready(assembly.info, assembly.logs)
                     await asyncio.wait((ending,))
 
 

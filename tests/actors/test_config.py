@@ -13,6 +13,7 @@ from myna.actors.config import (
     ConfigError,
     Dtype,
     EngineSettings,
+    GatewaySettings,
     LogFormat,
     LogLevel,
     LogSettings,
@@ -58,6 +59,16 @@ settings_of_any_kind = st.builds(
         dtype=st.none() | st.sampled_from(Dtype),
         device=st.none() | st.sampled_from(["cpu", "cuda", "cuda:3"]),
     ),
+    gateway=st.builds(
+        GatewaySettings,
+        host=st.sampled_from(["127.0.0.1", "::1", "0.0.0.0"]),
+        port=st.none() | st.integers(1, 65535),
+        keys=st.none() | names.map(lambda name: Path("/keys") / name),
+        rate=st.none() | st.integers(1, 999_999_999),
+        max_body=st.integers(1, 10**15 - 1),
+        timeout=st.integers(1, 999_999_999),
+        origins=st.just(()) | st.just(("https://a.example", "http://localhost:3000")),
+    ),
 )
 
 
@@ -77,6 +88,8 @@ def test_a_child_process_reads_the_settings_that_its_parent_has(settings: Settin
         ("MYNA_KV_MEMORY", "4 gigs", "must be a number of bytes"),
         ("MYNA_DTYPE", "int8", "must be one of float32, bfloat16, float16"),
         ("MYNA_DEVICE", "gpu", "must be cpu, cuda, or cuda:N"),
+        ("MYNA_GATEWAY_PORT", "70000", "must be a port, from 1 to 65535"),
+        ("MYNA_GATEWAY_ORIGINS", "example.org", "must be origins such as https://example.org"),
         ("MYNA_LOG", "loud", "must be one of debug, info, warning, error"),
         ("MYNA_LOG_FORMAT", "xml", "must be one of auto, text, json"),
     ],

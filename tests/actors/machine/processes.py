@@ -46,3 +46,17 @@ def ended(pid: int, seconds: float = 20.0) -> bool:
         return bool(poll.poll(seconds * 1000))
     finally:
         os.close(descriptor)
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Addresses and ports on which a process takes TCP connections; IPv6 addresses in the kernel's hexadecimal."""
+    sockets = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    found: set[tuple[str, int]] = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            address, port = local.split(":")
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                shown = ".".join(str(n) for n in reversed(bytes.fromhex(address))) if table == "tcp" else address
+                found.add((shown, int(port, 16)))
+    return found

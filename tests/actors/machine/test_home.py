@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from myna.actors import config
-from myna.actors.config import Address
+from myna.actors.config import Address, ConfigError, Tls
 from myna.actors.machine import home
 from myna.actors.machine.home import AlreadyRunning, Info
+from myna.actors.messages import Tenant
+from myna.actors.tenants.keyring import Keyring, role_file
+from myna.actors.tenants.rights import Role
 
-INFO = Info(os.getpid(), "nats://127.0.0.1:4222", "myna", "hunter2")
+INFO = Info(os.getpid(), "nats://127.0.0.1:4222")
 
 
 def test_a_machine_is_found_while_it_holds_the_lock(tmp_path: Path) -> None:
@@ -57,15 +60,37 @@ def test_the_second_is_told_who_is_there(tmp_path: Path) -> None:
         pass
 
 
-def test_settings_without_an_address_get_that_of_the_machine(tmp_path: Path) -> None:
-    settings = config.read({"MYNA_HOME": str(tmp_path)})
+def test_settings_without_an_address_get_that_of_the_machine_as_their_tenant(tmp_path: Path) -> None:
+    settings = config.read({"MYNA_HOME": str(tmp_path), "MYNA_TENANT": "acme"})
     assert home.located(settings) == settings
+    credentials = Keyring.at(tmp_path).create(Tenant("acme"))
     with home.locked(tmp_path), home.published(tmp_path, INFO):
-        assert home.located(settings).address == INFO.address
+        assert home.located(settings).address == Address(INFO.url, credentials=credentials)
         elsewhere = config.with_address(settings, Address("nats://elsewhere:1"))
         assert home.located(elsewhere) == elsewhere
 
 
-def test_the_password_is_not_in_the_repr() -> None:
-    assert "hunter2" not in repr(INFO)
-    assert "hunter2" not in repr(INFO.address)
+def test_a_tenant_that_the_machine_does_not_have_is_told_how_to_become_one(tmp_path: Path) -> None:
+    settings = config.read({"MYNA_HOME": str(tmp_path), "MYNA_TENANT": "acme"})
+    with (
+        home.locked(tmp_path),
+        home.published(tmp_path, INFO),
+        pytest.raises(ConfigError, match="has no tenant 'acme': make it one with `myna tenants create acme`"),
+    ):
+        home.located(settings)
+
+
+def test_the_operator_of_the_machine_is_located_by_role(tmp_path: Path) -> None:
+    settings = config.read({"MYNA_HOME": str(tmp_path)})
+    Keyring.at(tmp_path).begin(Tenant("default"))
+    with home.locked(tmp_path), home.published(tmp_path, INFO):
+        located = home.located(settings, Role.OPERATOR)
+    assert located.address == Address(INFO.url, credentials=role_file(tmp_path, Role.OPERATOR))
+    assert config.asks_as_operator(located)
+
+
+def test_a_machine_known_by_its_certificate_is_found_with_it(tmp_path: Path) -> None:
+    info = Info(os.getpid(), "tls://127.0.0.1:4222", tmp_path / "ca.pem")
+    with home.locked(tmp_path), home.published(tmp_path, info):
+        assert home.find(tmp_path) == info
+    assert info.tls == Tls(tmp_path / "ca.pem")

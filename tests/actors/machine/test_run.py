@@ -1,30 +1,32 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import json
 import os
+import re
 import signal
 import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
+import httpx
 import pytest
 
 from myna.actors import codec, config, subjects
 from myna.actors.bus import NotAllowed
-from myna.actors.config import Settings
+from myna.actors.config import Address, Settings
 from myna.actors.machine import MachineFailed, Plan, embedded, home
 from myna.actors.machine.shell import States
 from myna.actors.machine.supervisor import Policy, State
-from myna.actors.messages import Status, StatusRequest
-from tests.actors.machine.processes import command, descendants, ended
+from myna.actors.messages import Status, StatusRequest, Tenant
+from myna.actors.subjects import Question
+from myna.actors.tenants.keyring import Keyring
+from myna.actors.tenants.rights import Role
+from tests.actors.machine.processes import command, descendants, ended, listening
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 
-PARTS = ("nats-server", "myna.actors.scheduler", "myna.actors.engine_host")
+PARTS = ("nats-server", "myna.actors.scheduler", "myna.actors.engine_host", "myna.actors.gateway")
 
 
 class Up:
@@ -61,7 +63,7 @@ class Up:
 
     @property
     def settings(self) -> Settings:
-        return home.located(config.read({"MYNA_HOME": str(self.home)}))
+        return home.located(config.read({"MYNA_HOME": str(self.home)}), Role.OPERATOR)
 
 
 @pytest.fixture
@@ -83,12 +85,26 @@ async def status_of(settings: Settings, *, workers: int = 1) -> Status:
     try:
         async with asyncio.timeout(20):
             while True:
-                answer = await bus.request(subjects.STATUS, codec.encode(StatusRequest()))
+                subject = subjects.STATUS
+                if not config.asks_as_operator(settings):
+                    subject = subjects.ask(Tenant(settings.tenant), Question.STATUS)
+                answer = await bus.request(subject, codec.encode(StatusRequest()))
                 status: Status = codec.decode(answer.data, Status)
                 if len(status.workers) >= workers:
                     return status
     finally:
         await bus.close()
+
+
+async def answer_over_http(up: Up) -> str:
+    """What the machine's gateway, found as `myna status` finds it, answers."""
+    info = home.find(up.home)
+    assert info is not None
+    asked = {"model": "default", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    async with httpx.AsyncClient(base_url=info.gateway, timeout=20) as http:
+        answer = await http.post("/v1/chat/completions", json=asked)
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text
 
 
 async def test_a_machine_answers_heals_and_leaves_no_process(up: Up) -> None:
@@ -105,6 +121,7 @@ async def test_a_machine_answers_heals_and_leaves_no_process(up: Up) -> None:
         assert any("a process died" in line for line in said)
         assert up.part(part) != victim
     assert (await status_of(up.settings)).scheduler == status.scheduler
+    assert await answer_over_http(up) == "answer0 answer1"
 
     living = descendants(up.process.pid)
     up.process.send_signal(signal.SIGTERM)
@@ -138,24 +155,33 @@ async def test_a_machine_starts_again_where_one_was_killed(up: Up) -> None:
     assert again.process.returncode == 0
 
 
-async def test_the_password_is_its_owners_alone(up: Up) -> None:
-    for secret in (home.info_path(up.home), up.home / "nats" / "nats.conf"):
-        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
-    for folder in (up.home, up.home / "nats", up.home / "logs"):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    password = json.loads(home.info_path(up.home).read_text())["password"]
-    lines = [command(up.process.pid), *descendants(up.process.pid).values()]
-    assert all(password not in line for line in lines)
-    assert all(password not in log.read_text() for log in (up.home / "logs").iterdir())
+_SEED = re.compile(r"S[OAU][A-Z2-7]{56}")
 
 
-@pytest.mark.parametrize("wrong", [{"user": None, "password": None}, {"password": "guessed"}])
-async def test_nobody_comes_in_without_the_password(up: Up, wrong: dict[str, Any]) -> None:
+async def test_the_keys_are_their_owners_alone(up: Up) -> None:
+    folders = [up.home, *(p for p in up.home.rglob("*") if p.is_dir() and up.home / "nats" not in p.parents)]
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+    keys = [path for folder in ("authority", "keys") for path in (up.home / folder).rglob("*") if path.is_file()]
+    assert len([path for path in keys if _SEED.search(path.read_text())]) == len(Role) + 3  # admin, tenant, authority
+    for secret in (*keys, home.info_path(up.home), up.home / "nats" / "nats.conf"):
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600, secret
+    public = [home.info_path(up.home), up.home / "nats" / "nats.conf", *(up.home / "logs").iterdir()]
+    shown = [command(up.process.pid), *descendants(up.process.pid).values(), *(path.read_text() for path in public)]
+    assert [text for text in shown if _SEED.search(text)] == []
+
+
+async def test_the_server_listens_on_loopback_alone(up: Up) -> None:
+    assert home.find(up.home).url.startswith("nats://127.0.0.1:")  # type: ignore[union-attr]
+    assert {address for address, _ in listening(up.part("nats-server"))} == {"127.0.0.1"}
+
+
+async def test_nobody_comes_in_without_credentials_of_this_machine(up: Up, tmp_path: Path) -> None:
     settings = up.settings
     assert settings.address is not None
-    stranger = config.with_address(settings, dataclasses.replace(settings.address, **wrong))
-    with pytest.raises(NotAllowed):
-        await config.connect_bus(stranger, "stranger")
+    forged = Keyring.at(tmp_path / "forged").create(Tenant("default"))  # another authority's
+    for address in (Address(settings.address.url), Address(settings.address.url, credentials=forged)):
+        with pytest.raises(NotAllowed):
+            await config.connect_bus(config.with_address(settings, address), "stranger")
 
 
 async def test_a_second_machine_says_who_runs_already(up: Up) -> None:

@@ -1,0 +1,63 @@
+"""How the servers of a cluster are configured: as one machine's is, with routes between them that have their own password."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from myna.actors.server import ServerConfig, ServerTls
+from myna.actors.tenants.authority import Authority
+from myna.actors.tenants.trust import server_lines
+
+ROUTES_USER = "route"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One server: the name by which the others reach it, and where it keeps its data on its own machine."""
+
+    name: str
+    store: Path
+    address: str = ""
+    """Where others reach it: its name, if this is empty."""
+    listen: str = "0.0.0.0"
+    port: int = 4222
+    route_port: int = 6222
+
+    @property
+    def route(self) -> str:
+        """Host and port of its routes."""
+        return f"{self.address or self.name}:{self.route_port}"
+
+
+def configs(authority: Authority, nodes: Sequence[Node], *, tls: ServerTls | None = None) -> list[ServerConfig]:
+    """The configuration of each server. `tls`: files on the servers' machines, for clients and routes."""
+    return [
+        ServerConfig(
+            node.store,
+            host=node.listen,
+            port=node.port,
+            name=node.name,
+            trust=partial(server_lines, authority, node.store / "accounts"),
+            tls=tls,
+            extra=_routes(node, nodes, authority.routes_password, tls),
+        )
+        for node in nodes
+    ]
+
+
+def _routes(node: Node, nodes: Sequence[Node], password: str, tls: ServerTls | None) -> str:
+    who = f"{ROUTES_USER}:{password}"
+    others = [f"nats-route://{who}@{other.route}" for other in nodes if other is not node]
+    lines = [
+        "name: myna",
+        f"listen: {json.dumps(f'{node.listen}:{node.route_port}')}",
+        f"authorization {{ user: {ROUTES_USER}, password: {json.dumps(password)} }}",
+        f"routes: {json.dumps(others)}",
+        "no_advertise: true",
+        *([] if tls is None else [tls.text()]),
+    ]
+    return "\n  ".join(["cluster {", *lines]) + "\n}" if len(nodes) > 1 else ""
