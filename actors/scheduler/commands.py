@@ -9,8 +9,11 @@ from myna.actors.messages import (
     Close,
     Failure,
     Hello,
+    Release,
+    Retain,
     Run,
     SessionId,
+    SessionUsage,
     Stop,
     Tenant,
     VarId,
@@ -42,6 +45,22 @@ class Halt:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Tell a worker to keep a prefix."""
+
+    worker: WorkerId
+    retain: Retain
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """Tell a worker that it need not keep some prefixes any longer."""
+
+    worker: WorkerId
+    release: Release
+
+
+@dataclass(frozen=True, slots=True)
 class EndVariable:
     """Publish that a variable will have no value. The stream decides whether a value came first."""
 
@@ -62,7 +81,16 @@ class AppendClose:
 
 @dataclass(frozen=True, slots=True)
 class PurgeSession:
-    """Delete all that a session has stored: values and chunks first, the log last."""
+    """Delete all that a session has stored: values and chunks first, the log last; what it used is recorded before."""
+
+    tenant: Tenant
+    session: SessionId
+    used: tuple[SessionUsage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inquire:
+    """Find out whether the log, which may be late, has yet to tell of a session; `Unlogged` if it has not."""
 
     tenant: Tenant
     session: SessionId
@@ -75,4 +103,4 @@ class WakeAt:
     at: float
 
 
-Command = SayHello | Dispatch | Halt | EndVariable | AppendClose | PurgeSession | WakeAt
+Command = SayHello | Dispatch | Halt | Keep | LetGo | EndVariable | AppendClose | PurgeSession | Inquire | WakeAt

@@ -13,6 +13,7 @@ from myna.actors.messages import (
     LogEntry,
     SessionId,
     Tenant,
+    TenantPolicy,
     Usage,
     VarId,
 )
@@ -36,6 +37,26 @@ class Logged:
     session: SessionId
     entry: LogEntry
     now: float
+    size: int = 0
+    """Bytes that it takes in the stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Garbled:
+    """An entry of a session's log that can't be understood."""
+
+    tenant: Tenant
+    session: SessionId
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unlogged:
+    """All that the log holds of this session, if anything, has been handled."""
+
+    tenant: Tenant
+    session: SessionId
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,25 @@ class Ended:
     usage: Usage = Usage()
     characters: int = 0
     content: str = ""
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySet:
+    """The operator has said what a tenant may have."""
+
+    policy: TenantPolicy
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """There is a record of what so many calls of a session that is no more have used."""
+
+    tenant: Tenant
+    usage: Usage
+    calls: int
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +127,4 @@ class Wake:
     now: float
 
 
-SchedulerEvent = Led | Logged | Ended | Heard | Touched | Tick | Wake
+SchedulerEvent = Led | Logged | Garbled | Unlogged | Ended | PolicySet | Recorded | Heard | Touched | Tick | Wake

@@ -18,8 +18,10 @@ MOST = 20
 _SHOWN = 5
 
 
-def explain(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner, now: float) -> CallReasons:
-    """One call, explained."""
+def explain(
+    call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner, now: float, *, alone: bool = False
+) -> CallReasons:
+    """One call, explained. `alone`: to its tenant, who is not told what others do."""
     return CallReasons(
         tenant=graph.tenant,
         session=graph.id,
@@ -28,16 +30,19 @@ def explain(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner,
         state=call.state.value,
         worker=call.worker or "",
         seconds=round(now - call.since, 3) if call.state in (CallState.READY, CallState.RUNNING) else None,
-        reasons=tuple(_reasons(call, graph, fleet, planner)),
+        reasons=tuple(_reasons(call, graph, fleet, planner, alone=alone)),
     )
 
 
-def _reasons(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner) -> list[str]:
+def _reasons(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner, *, alone: bool) -> list[str]:
     match call.state:
         case CallState.WAITING:
-            return _inputs(call, graph)
+            return [*_inputs(call, graph), *_kept(call, planner)]
         case CallState.READY:
-            return [*_queue(call, graph, fleet, planner), *_need(call)]
+            leader = planner.follows(call)
+            if leader is not None:
+                return [_follows(leader), *_need(call)]
+            return [*_queue(call, graph, fleet, planner, alone=alone), *_kept(call, planner), *_need(call)]
         case CallState.RUNNING:
             return [*_place(call), *_need(call)]
         case CallState.ENDING:
@@ -66,15 +71,26 @@ def _inputs(call: CallNode, graph: SessionGraph) -> list[str]:
     return reasons
 
 
-def _queue(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner) -> list[str]:
+def _follows(leader: CallNode) -> str:
+    where = f" of session {leader.session.id!r}" if leader.session is not None else ""
+    return f"it takes the results of call {leader.id!r}{where}, which is identical and is {leader.state.value}"
+
+
+def _kept(call: CallNode, planner: Planner) -> list[str]:
+    found = planner.kept_for(call)
+    return [f"worker {w!r} keeps {tokens:.0f} tokens that its prompt begins with" for w, tokens in found[:_SHOWN]]
+
+
+def _queue(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner, *, alone: bool) -> list[str]:
     assert call.spec is not None
     demand = demand_of(call.spec, graph.tenant)
-    reasons = _workers(demand, fleet)
+    reasons = [] if alone else _workers(demand, fleet)
     account = planner.accounts.of(graph.tenant)
     if account.full:
         reasons.append(f"tenant {graph.tenant!r} runs {account.running} calls, as many as its quota allows")
-    older = sum(c.since < call.since for c in planner.waiting())
-    reasons.append(f"{planner.queued} calls are ready, {older} of them for longer")
+    if not alone:
+        older = sum(c.since < call.since for c in planner.waiting())
+        reasons.append(f"{planner.queued} calls are ready, {older} of them for longer")
     if call.application is not None and planner.policies.applications:
         work = call.application.root().work
         reasons.append(f"its application has about {work:.0f} tokens of work left, {call.path:.0f} on the way after it")

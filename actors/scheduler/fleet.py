@@ -11,9 +11,8 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from itertools import islice
-
-from msgspec import Struct
 
 from myna.actors.messages import Announce, Call, CallId, ModelCall, SessionId, Tenant, WorkerId, WorkerKind
 from myna.actors.scheduler.policies.capacity import BACKLOG, Cost, Demanded, Occupancy
@@ -22,19 +21,34 @@ HeldKey = tuple[Tenant, SessionId, CallId]
 _Slot = tuple[bool, str, Tenant | None]  # engine or agent: an enum's hash is slow
 
 
-class Demand(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Demand:
     """What a call asks of a worker: the names it accepts (of models, or of one function) and, for agents, whose tenant."""
 
     kind: WorkerKind
     names: tuple[str, ...]
     tenant: Tenant | None
+    slots: tuple[_Slot, ...] = field(init=False, repr=False, compare=False)
+    """Where workers that serve it are found."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slots", tuple(_slots(self)))
 
 
 def demand_of(call: Call, tenant: Tenant) -> Demand:
     """The demand of a call; a model call that names no model accepts any engine."""
     if isinstance(call, ModelCall):
-        return Demand(WorkerKind.ENGINE, call.models or ("",), tenant)
-    return Demand(WorkerKind.AGENT, (call.function,), tenant)
+        return _demand(True, call.models or _ANY, tenant)
+    return _demand(False, (call.function,), tenant)
+
+
+_ANY = ("",)
+
+
+@lru_cache(maxsize=4096)
+def _demand(engine: bool, names: tuple[str, ...], tenant: Tenant) -> Demand:
+    """One of few: a tenant's calls mostly ask for the same. (An enum as key would be slow.)"""
+    return Demand(WorkerKind.ENGINE if engine else WorkerKind.AGENT, names, tenant)
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +60,10 @@ class Worker:
     last_heard: float
     held: dict[HeldKey, int] = field(default_factory=dict)
     """Calls dispatched to it and not ended, with their attempts."""
+    guests: set[HeldKey] = field(default_factory=set)
+    """Those of them that take no capacity."""
+    missed: dict[HeldKey, int] = field(default_factory=dict)
+    """In how many of its beats in a row a held call was missing."""
     stamp: int = 0
     slots: tuple[_Slot, ...] = ()
     """Under what it is found."""
@@ -66,14 +84,26 @@ class Worker:
         """Whether it takes another call now."""
         return self.has_room and not self.asleep
 
+    @property
+    def takes(self) -> bool:
+        """Whether it takes another call whose context it has, though its memory is kept for others."""
+        return len(self.held) - len(self.guests) < self.offer.capacity and not self.offer.draining
+
     def weigh(self) -> None:
         """What it holds, or its offer, has changed."""
-        offer, held = self.offer, len(self.held)
+        offer, held = self.offer, len(self.held) - len(self.guests)
         load = held / offer.capacity
-        if offer.tokens is not None and self.occupancy.tokens > load * offer.tokens:
-            load = self.occupancy.tokens / offer.tokens
+        memory = offer.tokens
+        if memory is not None:
+            tokens = self.occupancy.tokens + self.occupancy.kept
+            if tokens > load * memory:
+                load = tokens / memory if held else min(tokens / memory, NEARLY_FULL)
         self.load = load
         self.has_room = held < offer.capacity and load < 1.0 and not offer.draining
+
+
+NEARLY_FULL = 0.99
+"""The most load of a worker that runs nothing: room kept for calls to come never shuts it."""
 
 
 class Role(IntEnum):
@@ -90,6 +120,7 @@ class Fleet:
     def __init__(self, *, late: bool = False) -> None:
         self._late = late
         self.demanded = Demanded()
+        self._pressure = 0.0
         self.workers: dict[WorkerId, Worker] = {}
         self.now = 0.0
         self._heaps: list[dict[_Slot, list[tuple[float, int, WorkerId]]]] = [{} for _ in Role]
@@ -121,13 +152,19 @@ class Fleet:
             self._homes.pop(worker_id, None)
         return worker
 
-    def hold(self, worker: Worker, key: HeldKey, attempt: int, cost: Cost | None = None) -> None:
-        """A call was dispatched to the worker, or found running there."""
+    def hold(
+        self, worker: Worker, key: HeldKey, attempt: int, cost: Cost | None = None, *, guest: bool = False
+    ) -> None:
+        """A call was dispatched to the worker, or found running there. A `guest` takes no capacity."""
         worker.held[key] = attempt
+        if guest:
+            worker.guests.add(key)
         if cost is not None:
             worker.costs[key] = cost
             worker.occupancy.add(cost, self.now)
-            if self._late and not worker.asleep and worker.occupancy.backlog(self.now) > BACKLOG:
+            if not cost.paced:
+                self._pressure += 0.05 * (cost.pressure - self._pressure)
+            if self._late and not worker.asleep and worker.occupancy.busy_until - self.now > BACKLOG:
                 worker.asleep = True
                 self._set_alarm(worker)
         self._push(worker)
@@ -135,10 +172,19 @@ class Fleet:
     def drop(self, worker: Worker, key: HeldKey) -> None:
         """A call has ended on the worker."""
         if worker.held.pop(key, None) is not None:
+            worker.missed.pop(key, None)
+            worker.guests.discard(key)
             cost = worker.costs.pop(key, None)
             if cost is not None:
                 worker.occupancy.remove(cost, self.now)
             self._rouse(worker)
+            self._push(worker)
+
+    def keep(self, worker_id: WorkerId, tokens: float) -> None:
+        """So many tokens more, or fewer, are kept free on a worker for calls to come."""
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            worker.occupancy.kept = max(0.0, worker.occupancy.kept + tokens)
             self._push(worker)
 
     def refresh(self, worker: Worker) -> None:
@@ -152,6 +198,11 @@ class Fleet:
             worker.asleep = False
             return True
         return False
+
+    def opens(self, worker: Worker) -> bool:
+        """Whether a worker that is reserved for paced calls takes another call too."""
+        sole = any(self._serving.get(slot) == 1 for slot in worker.slots)
+        return worker.occupancy.opens(self._pressure, sole=sole)
 
     def is_home(self, worker: Worker) -> bool:
         """Whether the worker is reserved for paced calls."""
@@ -190,11 +241,15 @@ class Fleet:
     def choose(self, demand: Demand, role: Role = Role.ANY) -> Worker | None:
         """The least loaded worker that serves the demand and takes another call."""
         best: Worker | None = None
-        for slot in _slots(demand):
+        for slot in demand.slots:
             worker = self._top(slot, role)
             if worker is not None and (best is None or worker.load < best.load):
                 best = worker
         return best
+
+    def any(self, demand: Demand) -> Worker | None:
+        """A worker that serves the demand and takes orders, however busy."""
+        return next((w for w in self.workers.values() if not w.offer.draining and self.answers(w, demand)), None)
 
     def in_turn(self, demand: Demand) -> Worker | None:
         """The next worker in turn that serves the demand and has room. For comparison: it costs what the fleet is large."""
@@ -216,7 +271,7 @@ class Fleet:
 
     def serves(self, demand: Demand) -> bool:
         """Whether anybody serves the demand at all, busy or not."""
-        return any(self._serving.get(slot, 0) for slot in _slots(demand))
+        return any(self._serving.get(slot, 0) for slot in demand.slots)
 
     def served(self, kind: WorkerKind) -> list[str]:
         """The names that workers of this kind serve, for messages to people."""
@@ -228,7 +283,7 @@ class Fleet:
         while heap:
             _, stamp, worker_id = heap[0]
             worker = self.workers.get(worker_id)
-            if worker is not None and worker.stamp == stamp and worker.free:
+            if worker is not None and worker.stamp == stamp and worker.has_room and not worker.asleep:
                 return worker
             heapq.heappop(heap)
         return None
@@ -237,26 +292,30 @@ class Fleet:
         self._stamp += 1
         worker.stamp = self._stamp
         worker.weigh()
-        occupancy = worker.occupancy
-        home = occupancy.home(self.now)
-        if home:  # there may be too many already, or too many by now
-            others = len(self._homes) - (worker.id in self._homes)
-            home = others < self.demanded.homes(len(self.workers))
-        if home != (worker.id in self._homes):
-            self._reserve(worker, home)
-        if not worker.free:
+        home = worker.occupancy.home(self.now)
+        if home or self._homes:
+            home = self._reserve(worker, home)
+        if not worker.has_room or worker.asleep:
             return
         self._enter(worker, Role.ANY)
         if self._homes:
             if home:
                 self._enter(worker, Role.HOME)
-            if not home or occupancy.opens():
+            if not home or self.opens(worker):
                 self._enter(worker, Role.OPEN)
 
-    def _reserve(self, worker: Worker, home: bool) -> None:
+    def _reserve(self, worker: Worker, home: bool) -> bool:
+        """Whether a worker that would be reserved for paced calls is: there may be too many already, or too many by now."""
+        was = worker.id in self._homes
+        home = home and len(self._homes) - was < self.demanded.homes(len(self.workers))
+        if home != was:
+            self._set_home(worker, home)
+        return home
+
+    def _set_home(self, worker: Worker, home: bool) -> None:
         """A worker is reserved for paced calls, or no more. The heaps of roles are kept only while there is such a one."""
         if not home:
-            self._homes.pop(worker.id, None)
+            del self._homes[worker.id]
             return
         self._homes[worker.id] = None
         if len(self._homes) == 1:
@@ -299,6 +358,8 @@ class Fleet:
                 listed = any(entry[1] == worker.stamp for entry in self._heaps[Role.ANY].get(slot, ()))
                 assert listed or not worker.free, f"{worker.id} is free, but not to be found"
             worker.occupancy.check()
+            assert worker.missed.keys() <= worker.held.keys(), f"{worker.id} misses calls that it does not hold"
+            assert worker.guests <= worker.held.keys(), f"{worker.id} has guests that it does not hold"
             assert worker.costs.keys() <= worker.held.keys(), f"{worker.id} bears costs of calls that it does not hold"
             assert worker.occupancy.paced + worker.occupancy.other == len(worker.costs), f"{worker.id} miscounts"
             alarm = (worker.alarm, worker.id)

@@ -1,7 +1,12 @@
 """The graph of one session: variables, calls, and what follows when a variable ends.
 
-Law: a variable ends only when the values' stream says so (`ended`); everything else decides what to ask for. The graph knows no
-workers and no clock. `check()` states its invariants.
+Laws:
+- A variable ends only when the values' stream says so (`ended`); everything else decides what to ask for.
+- What is wanted runs. In an eager session every result is wanted from the start, and only a cancellation or a failure ends that.
+  In a lazy one a call is wanted while somebody waits for a result of it, or a wanted call needs one: when the last reader has
+  gone, or the last such call has ended otherwise, it stops, and waits until it is wanted again.
+
+The graph knows no workers and no clock. `check()` states its invariants.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from myna.actors.messages import (
     Call,
@@ -19,6 +24,7 @@ from myna.actors.messages import (
     ErrorCode,
     Failure,
     ModelCall,
+    Objective,
     Output,
     SessionId,
     Tenant,
@@ -27,8 +33,10 @@ from myna.actors.messages import (
 )
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.program import inputs_of, outputs_of, placeholder_of
+from myna.actors.scheduler.cycles import on_cycles, walk_cycle
 from myna.actors.scheduler.policies.applications import Application
 from myna.actors.scheduler.policies.lengths import CHARACTERS, Outline
+from myna.actors.scheduler.policies.memo import Entry
 from myna.actors.scheduler.policies.objectives import Need
 from myna.actors.scheduler.policies.prefixes import Chain
 
@@ -59,6 +67,7 @@ class CallNode:
     worker: WorkerId | None = None
     attempt: int = 0
     tries: int = 0
+    overtaken: int = 0  # attempts that met another one's chunks
     seen: bool = False  # an attempt before this one may have published something
     since: float = 0.0
     outcome: Failure | Cancellation | None = None
@@ -74,7 +83,10 @@ class CallNode:
     aged: int = 0  # number of the first of its entries since it became ready
     chain: Chain | None = None  # once it has been looked at for dispatch
     produced: int = 0  # tokens generated so far, as its outputs' headers say
+    counted: bool = False  # among those to come
+    prepared: bool = False  # it has been looked at for being computed ahead
     placed: Placed | None = None  # its last dispatch
+    memo: Entry | None = None  # what it has to do with identical calls
 
 
 class Placed(Struct, frozen=True, gc=False):
@@ -97,22 +109,25 @@ class VarNode:
     producer: CallNode | None = None
     consumers: list[CallNode] = field(default_factory=list)
     known: bool = False
-    wanted: bool = False
+    readers: tuple[str, ...] = ()  # who wait for it, as they name themselves
     status: OutcomeStatus | None = None
     failure: Failure | None = None
     need: Need | None = None  # of whoever asked for it
     size: float = 0.0  # tokens: estimated, or as its text is long
-    content: str = ""  # digest of the text, where a client has set it
+    content: str = ""  # digest of the text, once it has one
 
 
 @dataclass(slots=True)
 class Effects:
-    """What follows from a change: calls that are new, calls that may run, calls to stop, outcomes to publish, running calls that
-    have ended, and all calls that have ended."""
+    """What follows from a change: calls that are new, calls that may run, calls to stop, calls that nobody needs now (those that
+    ran are to be stopped too), calls that will end without results, outcomes to publish, running calls that have ended, and all
+    calls that have ended."""
 
     added: list[CallNode] = field(default_factory=list)
     ready: list[CallNode] = field(default_factory=list)
     halted: list[CallNode] = field(default_factory=list)
+    withdrawn: list[CallNode] = field(default_factory=list)
+    ending: list[CallNode] = field(default_factory=list)
     doomed: list[tuple[VarId, Failure | Cancellation]] = field(default_factory=list)
     ended: list[CallNode] = field(default_factory=list)
     finished: list[CallNode] = field(default_factory=list)
@@ -121,14 +136,25 @@ class Effects:
 class SessionGraph:
     """All calls and variables of one session."""
 
-    def __init__(self, *, lazy: bool = False, tenant: str = "", session: str = "", priority: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        lazy: bool = False,
+        tenant: str = "",
+        session: str = "",
+        priority: int = 0,
+        objective: Objective | None = None,
+    ) -> None:
         self.lazy = lazy
+        self.objective = objective
         self.tenant = Tenant(tenant)
         self.id = SessionId(session)
         self.priority = priority
         self.variables: dict[VarId, VarNode] = {}
         self.calls: dict[CallId, CallNode] = {}
         self.unfinished = 0
+        self.born: float | None = None
+        """When its first call was submitted."""
 
     # --- what the log says ---
 
@@ -161,30 +187,53 @@ class SessionGraph:
             self._settle(node, effects)
         return effects
 
-    def want(self, variables: Iterable[VarId]) -> Effects:
-        """Somebody waits for these: in a lazy session their calls, and all that those need, may start. A variable that the log
-        has not named yet is declared by it, so that it ends with the session at the latest."""
+    def refuse(self, calls: Sequence[Call], failure: Failure) -> Effects:
+        """Calls that are not accepted: their outputs fail for this reason."""
         effects = Effects()
-        stack = list(variables)
-        self.declare(stack)
-        while stack:
-            variable = self._variable(stack.pop())
-            variable.wanted = True
-            call = variable.producer
-            if call is None or call.wanted or call.spec is None:
-                continue
-            call.wanted = True
-            self._make_ready(call, effects)
-            stack.extend(call.inputs)
+        for call in calls:
+            if CallId(call.id) not in self.calls:
+                self._refuse(call, structs.replace(failure, call=call.id, function=call.function), effects)
         return effects
 
-    def cancel(self, calls: Iterable[CallId], reason: str) -> Effects:
-        """Cancel calls; what needs their results is cancelled when the stream has taken the cancellations."""
+    def want(self, variables: Iterable[VarId], reader: str = "") -> Effects:
+        """`reader` waits for these: in a lazy session their calls, and all that those need, may start. A variable that the log
+        has not named yet is declared by it, so that it ends with the session at the latest."""
         effects = Effects()
+        for variable in variables:
+            node = self._variable(variable)
+            node.known = True
+            if reader not in node.readers:
+                node.readers += (reader,)
+            if node.producer is not None and node.status is None:
+                self._need(node.producer, effects)
+        return effects
+
+    def unwant(self, variables: Iterable[VarId], reader: str = "") -> Effects:
+        """`reader` waits for these no more: in a lazy session, calls that nobody needs now wait again."""
+        effects = Effects()
+        for variable in variables:
+            node = self.variables.get(variable)
+            if node is not None and reader in node.readers:
+                node.readers = tuple(r for r in node.readers if r != reader)
+                if node.producer is not None:
+                    self._withdraw([node.producer], effects)
+        return effects
+
+    def cancel(self, calls: Iterable[CallId], reason: str, *, upstream: bool = False) -> Effects:
+        """Cancel calls; what needs their results is cancelled when the stream has taken the cancellations. With `upstream` also
+        those that made inputs for nobody else, and whose results nobody waits for."""
+        effects = Effects()
+        above: list[CallNode] = []
         for call_id in calls:
             call = self.calls.get(call_id)
             if call is not None and call.state not in (CallState.ENDING, CallState.ENDED):
                 self._end(call, Cancellation(reason=reason, call=call.id), effects)
+                above += self.producers(call) if upstream else ()
+        while above:
+            call = above.pop()
+            if call.state not in (CallState.ENDING, CallState.ENDED) and not self._serves(call):
+                self._end(call, Cancellation(reason=f"nobody needs it now: {reason}", call=call.id), effects)
+                above += self.producers(call)
         return effects
 
     def close(self, reason: str) -> Effects:
@@ -311,10 +360,10 @@ class SessionGraph:
 
     def _break_cycles(self, added: Sequence[CallNode], effects: Effects) -> None:
         """Fail the added calls that need their own result. Removing them breaks every cycle, since the graph had none before."""
-        cyclic = _on_cycles({c: self.consumers(c) for c in self._reach(added)})
+        cyclic = on_cycles({c: self.consumers(c) for c in self._reach(added)})
         for node in added:
             if node in cyclic and node.state is CallState.WAITING:
-                chain = " -> ".join(repr(c.id) for c in _walk(node, cyclic))
+                chain = " -> ".join(repr(c.id) for c in walk_cycle(node, cyclic))
                 failure = Failure(
                     code=ErrorCode.CYCLE,
                     message=f"call {node.id!r} waits for its own result: {chain}; take one of these calls out",
@@ -345,8 +394,44 @@ class SessionGraph:
         if not self.lazy:
             node.wanted = True
             self._make_ready(node, effects)
-        elif any(self.variables[o].wanted for o in node.outputs):
-            effects.ready += self.want(node.outputs).ready
+        elif self._serves(node):
+            self._need(node, effects)
+
+    def _need(self, call: CallNode, effects: Effects) -> None:
+        """A call is wanted, and with it all that it needs."""
+        stack = [call]
+        while stack:
+            call = stack.pop()
+            if call.wanted or call.spec is None or call.state is CallState.ENDING:
+                continue
+            call.wanted = True
+            self._make_ready(call, effects)
+            stack += self.producers(call)
+
+    def _serves(self, call: CallNode) -> bool:
+        """Whether somebody waits for a result of the call, or a wanted call that is not ending needs one."""
+        for output in call.outputs:
+            variable = self.variables[output]
+            if variable.status is not None:
+                continue
+            if variable.readers or any(
+                c.wanted and c.unended and c.state is not CallState.ENDING for c in variable.consumers
+            ):
+                return True
+        return False
+
+    def _withdraw(self, calls: list[CallNode], effects: Effects) -> None:
+        """Of a lazy session: calls that nobody needs any more wait again, and so do those that only they needed."""
+        stack = calls if self.lazy else []
+        while stack:
+            call = stack.pop()
+            if not call.wanted or not call.unended or call.state is CallState.ENDING or self._serves(call):
+                continue
+            call.wanted = False
+            if call.state is not CallState.WAITING:
+                effects.withdrawn.append(call)
+                call.state, call.queued, call.aged = CallState.WAITING, 0, 0
+            stack += self.producers(call)
 
     def _make_ready(self, call: CallNode, effects: Effects) -> None:
         if call.state is CallState.WAITING and call.missing == 0 and call.wanted and call.unended:
@@ -364,11 +449,15 @@ class SessionGraph:
         call.unended -= 1
         if call.unended == 0 and call.state is not CallState.ENDED:
             self._finish(call, effects)
+        elif self.lazy and call.unended:
+            self._withdraw([call], effects)
 
     def _finish(self, call: CallNode, effects: Effects) -> None:
         if call.state is CallState.RUNNING:
             effects.ended.append(call)
         call.state = CallState.ENDED
+        if self.lazy:
+            self._withdraw(self.producers(call), effects)
         call.spec = call.outcome = call.need = None
         call.inputs = ()
         call.queued = call.aged = 0
@@ -379,7 +468,10 @@ class SessionGraph:
         if call.state is CallState.RUNNING:
             effects.halted.append(call)
         call.state, call.outcome, call.queued, call.aged = CallState.ENDING, outcome, 0, 0
+        effects.ending.append(call)
         effects.doomed += [(o, outcome) for o in call.outputs if self.variables[o].status is None]
+        if self.lazy:
+            self._withdraw(self.producers(call), effects)
 
     def check(self) -> None:
         """Raise AssertionError if the graph contradicts itself."""
@@ -392,6 +484,11 @@ class SessionGraph:
             )
             assert (call.state is CallState.ENDED) == (unended == 0), f"{call.id}: {call.state}, {unended} outputs open"
             live += unended > 0
+            if self.lazy and unended and call.state is not CallState.ENDING:
+                assert call.wanted == self._serves(call), (
+                    f"{call.id}: wanted {call.wanted}, needed {self._serves(call)}"
+                )
+                assert call.wanted or call.state is CallState.WAITING, f"{call.id}: {call.state}, and nobody wants it"
             assert (call.worker is not None) == (call.state is CallState.RUNNING), (
                 f"{call.id}: {call.state} on {call.worker}"
             )
@@ -402,48 +499,6 @@ class SessionGraph:
                 )
                 assert call.state is CallState.WAITING or missing == 0, f"{call.id}: {call.state} without its inputs"
         assert live == self.unfinished, f"{self.unfinished} unfinished calls counted, {live} found"
-
-
-def _on_cycles(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:
-    """What is left of a graph when everything that is on no cycle, and between none, has been peeled off."""
-    for _ in range(2):
-        edges = _reversed(_peel(edges))
-    return edges
-
-
-def _peel(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:
-    """Take away, as long as there are any, the nodes without incoming edges."""
-    incoming = dict.fromkeys(edges, 0)
-    for targets in edges.values():
-        for target in targets:
-            incoming[target] += 1
-    bare = [node for node, count in incoming.items() if count == 0]
-    while bare:
-        node = bare.pop()
-        del incoming[node]
-        for target in edges[node]:
-            incoming[target] -= 1
-            if incoming[target] == 0:
-                bare.append(target)
-    return {node: [t for t in edges[node] if t in incoming] for node in incoming}
-
-
-def _reversed(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:
-    result: dict[CallNode, list[CallNode]] = {node: [] for node in edges}
-    for node, targets in edges.items():
-        for target in targets:
-            result[target].append(node)
-    return result
-
-
-def _walk(start: CallNode, edges: dict[CallNode, list[CallNode]], most: int = 12) -> list[CallNode]:
-    """A way along `edges` from `start` until it meets itself."""
-    path = [start]
-    while len(path) < most:
-        path.append(edges[path[-1]][0])
-        if path[-1] in path[:-1]:
-            break
-    return path
 
 
 def _title(call: Call) -> str:

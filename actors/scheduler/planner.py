@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from myna.actors.messages import Beat, ModelCall, Objective, Usage, VarId, WorkerId, WorkerKind
+from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
 from myna.actors.scheduler.graph import CallNode, CallState, Placed, SessionGraph
 from myna.actors.scheduler.policies import Policies, applications, objectives
 from myna.actors.scheduler.policies.lengths import CHARACTERS, Lengths, work_of
+from myna.actors.scheduler.policies.memo import Memo
 from myna.actors.scheduler.policies.objectives import Need
 from myna.actors.scheduler.policies.placement import Because, Place, Placement
 from myna.actors.scheduler.policies.prefixes import Belief, Chain, chain_of
 from myna.actors.scheduler.policies.queue import ReadyQueue, leave
+from myna.actors.scheduler.policies.residents import Residents
+from myna.actors.scheduler.policies.retention import AHEAD, WORTH, Retention, Waiver, Wish
 from myna.actors.scheduler.policies.tenants import Accounts
 
-_Asks = tuple[bool, tuple[str, ...]]  # of engines or of agents, and the names: an enum's hash is slow
+_Asks = tuple[bool, bool, tuple[str, ...]]
+"""Whether calls are new, or go on with a context that waits for them; of engines or of agents (an enum's hash is slow); names."""
 
 _ANY = ("",)
 
@@ -31,15 +36,22 @@ class Planner:
         self.lengths = Lengths()
         self.belief = Belief()
         self.accounts = Accounts(policies.shares)
+        self.memo = Memo()
+        self.residents = Residents(fleet.keep)
+        keeps = policies.retention and policies.prefixes
+        self.retention = Retention(fleet, self._refresh, returns=self._returns) if keeps else None
         self._fleet = fleet
-        self._placement = Placement(policies, fleet, self.belief)
+        self._reserves = policies.residents and policies.prefixes and policies.capacity
+        self._placement = Placement(policies, fleet, self.belief, self.residents)
         self._queues: dict[_Asks, ReadyQueue] = {}
+        self._copies: dict[CallNode, None] = {}
         self._evicted: dict[WorkerId, float] = {}
 
     # --- what the graph learns ---
 
     def added(self, graph: SessionGraph, calls: list[CallNode], now: float) -> None:
         """Calls were submitted: estimate them, and find what they belong to and are needed for."""
+        long: list[CallNode] = []
         for call in calls:
             if call.spec is None:
                 continue
@@ -49,8 +61,14 @@ class Planner:
                 if node.status is None:
                     node.size = output / len(call.outputs)
             prompt = call.constant + sum(graph.variables[v].size for v in call.inputs)
-            call.work = work_of(prompt, output)
-            applications.add(graph, call)
+            call.work = work_of(prompt * self.lengths.fresh(graph.tenant, call.function), output)
+            applications.add(graph, call, now)
+            if prompt >= AHEAD:
+                long.append(call)
+        if self.retention is not None:
+            for call in long:
+                self._chain(call)
+                self._count(call)
         if self.policies.applications:
             applications.measure_paths(graph, calls)
         if self.policies.objectives:
@@ -60,7 +78,10 @@ class Planner:
     def _deduce(self, graph: SessionGraph, call: CallNode, now: float) -> None:
         if call.spec is None:
             return
-        need = objectives.need_of(call.spec.objective, now)
+        own = call.spec.objective
+        if own is None and graph.objective is not None and not any(graph.variables[o].consumers for o in call.outputs):
+            own = graph.objective  # a result of the session; what results need follows from them
+        need = objectives.need_of(own, now)
         for output in call.outputs:
             variable = graph.variables[output]
             need = objectives.strictest(need, variable.need)
@@ -73,8 +94,8 @@ class Planner:
             self._spread(graph, [call], need)
 
     def wanted(self, graph: SessionGraph, variables: Iterable[VarId], objective: Objective | None, now: float) -> None:
-        """Somebody waits for these with an objective: all that they need is needed so."""
-        need = objectives.need_of(objective, now) if self.policies.objectives else None
+        """Somebody waits for these, perhaps with an objective: all that they need is needed so."""
+        need = objectives.need_of(objective or graph.objective, now) if self.policies.objectives else None
         if need is None:
             return
         calls: list[CallNode] = []
@@ -95,23 +116,58 @@ class Planner:
 
     def ready(self, call: CallNode) -> None:
         """A call may run."""
-        if self.policies.capacity and isinstance(call.spec, ModelCall):
-            patient = call.need is not None and call.need.patient
-            self._fleet.demanded.add(call.work, self._fleet.now, patient=patient)
+        if isinstance(call.spec, ModelCall):
+            if self.retention is not None:
+                if call.inputs and call.chain is not None:
+                    self._refresh(call)
+                self._count(call)
+            if call.spec.memoise and self.policies.memoisation and not self.memo.ready(call):
+                self._hasten(call)
+                return
+            if call.memo is not None and self.memo.source(call) is not None:
+                self._copies[call] = None
+                return
+            if self.policies.capacity:
+                patient = call.need is not None and call.need.patient
+                self._fleet.demanded.add(call.work, self._fleet.now, patient=patient)
         self._push(call)
+
+    def _hasten(self, call: CallNode) -> None:
+        """The call that this one follows is needed for what this one is needed for."""
+        leader = self.memo.leader(call)
+        if leader is not None and leader.session is not None and call.need is not None:
+            self._spread(leader.session, [leader], call.need)
 
     def _push(self, call: CallNode) -> None:
         assert call.spec is not None
         assert call.session is not None
-        asks = _asks(call)
+        asks = _asks(call, resumes=self._resumes(call))
         queue = self._queues.get(asks)
         if queue is None:
             queue = self._queues[asks] = ReadyQueue(self.policies, self.accounts)
         queue.push(call, call.session.tenant, call.spec.priority + call.session.priority, self._fleet.now)
 
+    def _resumes(self, call: CallNode) -> bool:
+        """Whether it goes on with a context that room is kept for: it goes before new ones, which would take that room."""
+        if not call.inputs or not self.residents.any or (call.need is not None and call.need.patient):
+            return False
+        chain = self._chain(call)
+        return chain is not None and self.residents.where(chain) is not None
+
     def choose(self, now: float) -> Iterator[tuple[CallNode, Place]]:
         """Calls that may be dispatched now, each with its place. The caller starts each before it asks for the next."""
-        for asks, queue in list(self._queues.items()):
+        while self._copies:
+            call = next(iter(self._copies))
+            del self._copies[call]
+            if (place := self._copy(call)) is not None:
+                yield call, place
+            else:
+                self._push(call)
+        self.residents.expire(now)
+        queues = list(self._queues.items())
+        if len(queues) > 1:
+            queues.sort(key=_newness)
+        for asks, queue in queues:
             while (found := queue.choose(now, lambda call: self._place(call, now))) is not None:
                 call = found[0]
                 assert call.session is not None
@@ -128,6 +184,58 @@ class Planner:
         output = self.lengths.output(graph.tenant, call.function, call.limit)
         return self._placement.choose(call, demand, self._chain(call), output, now)
 
+    def _copy(self, call: CallNode) -> Place | None:
+        """Where a call goes whose results stand already: to copy them takes no capacity."""
+        found = self.memo.source(call)
+        if found is None:
+            return None
+        assert call.spec is not None
+        assert call.session is not None
+        demand = demand_of(call.spec, call.session.tenant)
+        source, near = found
+        worker = self._fleet.workers.get(near) if near is not None else None
+        if worker is None or worker.offer.draining or not self._fleet.answers(worker, demand):
+            worker = self._fleet.any(demand)
+        return None if worker is None else Place(worker, None, Because.COPIED, source=source)
+
+    def _refresh(self, call: CallNode) -> Chain | None:
+        """The call's prefixes, with what is known now of its inputs."""
+        counted = call.counted
+        self._uncount(call)
+        call.chain = None
+        chain = self._chain(call)
+        if counted:
+            self._count(call)
+        return chain
+
+    def _count(self, call: CallNode) -> None:
+        """A call is to come, and reads its prefixes then."""
+        chain = call.chain
+        if self.retention is not None and chain is not None and not call.counted and chain.tokens >= AHEAD:
+            self.retention.readers.add(chain)
+            call.counted = True
+
+    def _uncount(self, call: CallNode) -> None:
+        if call.counted:
+            assert self.retention is not None
+            assert call.chain is not None
+            self.retention.readers.remove(call.chain)
+            call.counted = False
+
+    def orders(self, now: float, *, leading: bool) -> list[Wish | Waiver]:
+        """What workers are to keep, or need keep no more, as follows from what has just happened."""
+        if self.retention is None or not self.retention.pending:
+            return []
+        if not leading:
+            self.retention.forget()
+            return []
+        return self.retention.take(self.lengths.pace, now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        if self.retention is not None:
+            self.retention.tick(now)
+
     def _chain(self, call: CallNode) -> Chain | None:
         policies = self.policies
         if not (policies.prefixes or policies.capacity) or not isinstance(call.spec, ModelCall):
@@ -138,7 +246,8 @@ class Planner:
 
             def describe(variable: VarId) -> tuple[object, float]:
                 node = graph.variables[variable]
-                return (node.content or (graph.tenant, graph.id, variable)), node.size
+                by_hand = node.content if node.producer is None else ""
+                return (by_hand or (graph.tenant, graph.id, variable)), node.size
 
             call.chain = chain_of(call.spec, graph.tenant, describe)
         return call.chain
@@ -149,11 +258,17 @@ class Planner:
         self, call: CallNode, worker: Worker, key: HeldKey, attempt: int, place: Place | None, now: float
     ) -> None:
         """A call is dispatched, or was found running."""
-        self._fleet.hold(worker, key, attempt, place.cost if place else None)
+        copied = place is not None and place.source is not None
+        self._fleet.hold(worker, key, attempt, place.cost if place else None, guest=copied)
         leave(call)
-        self.accounts.serve(self.accounts.of(key[0]), call.work)
+        self._uncount(call)
+        if call.memo is not None:
+            self.memo.started(call)
+            self._copies.pop(call, None)
+        self.accounts.serve(self.accounts.of(key[0]), 0.0 if copied else call.work)
         if place is not None and call.chain is not None and self.policies.prefixes:
             self.belief.placed(call.chain, worker.id, worker.offer.tokens)
+            self.residents.began(call.chain, now)
         call.placed = Placed(
             at=now,
             worker=worker.id,
@@ -162,6 +277,26 @@ class Planner:
             prompt=call.chain.tokens if call.chain else 0.0,
             matched=place.matched if place else 0.0,
         )
+        if self.retention is not None and place is not None and not copied and worker.offer.tokens is not None:
+            self._foresee(self.retention, call, worker, now)
+
+    def _returns(self, call: CallNode) -> tuple[float, float] | None:
+        """In how many seconds calls of this function are commonly continued, and how long that is worth waiting for."""
+        assert call.session is not None
+        return self.residents.returns((call.session.tenant, call.function))
+
+    def _foresee(self, retention: Retention, call: CallNode, worker: Worker, now: float) -> None:
+        """What is kept and computed ahead where a call was dispatched. Mostly nothing is, which is to cost little."""
+        if call.chain is not None and call.chain.tokens >= WORTH:
+            retention.began(call, worker, self.lengths.pace, now)
+        if not self.policies.early or call.session is None:
+            return
+        variables = call.session.variables
+        for output in call.outputs:
+            consumers = variables[output].consumers
+            if consumers and not (len(consumers) == 1 and consumers[0].prepared):
+                for chain in retention.prepare(call, consumers, worker, self.lengths.pace, now):
+                    self.belief.placed(chain, worker.id, worker.offer.tokens)
 
     def stopped(self, key: HeldKey) -> None:
         """A running call runs no more."""
@@ -177,14 +312,19 @@ class Planner:
             return
         node.size = characters / CHARACTERS
         call = node.producer
-        if call is None:
-            node.content = content
-        if call is None or call.state is not CallState.RUNNING:
+        node.content = content
+        if call is None or call.state is not CallState.RUNNING or was_copied(call):
             return
         call.produced += usage.output_tokens
         if call.chain is not None and call.worker is not None and usage.prompt_tokens and variable == call.outputs[0]:
             self._compare(call, call.chain, call.worker, usage)
+            self.lengths.learn_fresh(graph.tenant, call.function, usage.prompt_tokens, usage.cached_tokens)
         if call.unended == 1:
+            if self.retention is not None and call.chain is not None and call.chain.total >= WORTH:
+                self.retention.finishing(call)
+            if self._reserves and call.chain is not None and call.worker is not None and _spoken(call):
+                own = max(0.0, call.chain.total - call.constant)
+                self.residents.left(call.chain, (graph.tenant, call.function), call.worker, own, now)
             self.lengths.learn(graph.tenant, call.function, call.produced, call.work, now - call.since)
             actual = work_of(max(usage.prompt_tokens - usage.cached_tokens, 0), call.produced)
             self.accounts.of(graph.tenant).charge(actual - call.work if call.produced else 0.0)
@@ -194,12 +334,40 @@ class Planner:
         if placed is not None and self.policies.prefixes and usage.cached_tokens < 0.5 * placed.matched:
             self.belief.evicted(worker, placed.matched - usage.cached_tokens)
 
-    def ended(self, call: CallNode) -> None:
-        """A call has ended, whether it ran or not: nothing is kept of it."""
+    def ended(self, call: CallNode) -> list[CallNode]:
+        """A call has ended, whether it ran or not: nothing is kept of it. Returns ready calls that followed it."""
+        self._uncount(call)
         call.chain = None
         application = applications.done(call)
         if application is not None and application.waiting is not None:
             application.waiting.promote()
+        if call.memo is None:
+            return []
+        assert call.session is not None
+        self._copies.pop(call, None)
+        variables = call.session.variables
+        return self.memo.ended(call, valued=all(variables[o].status is OutcomeStatus.VALUE for o in call.outputs))
+
+    def left(self, call: CallNode) -> list[CallNode]:
+        """A call will end without results, or nobody needs it now. Returns ready calls that followed it."""
+        if call.state is CallState.WAITING:
+            self._count(call)
+        else:
+            self._uncount(call)
+        if call.memo is None:
+            return []
+        self._copies.pop(call, None)
+        return self.memo.left(call)
+
+    def copy_failed(self, call: CallNode) -> None:
+        """The results that a call was to take over can't be had."""
+        self.memo.distrust(call)
+
+    def closed(self, graph: SessionGraph) -> None:
+        """A session ends."""
+        self.memo.closed((graph.tenant, graph.id))
+        if self.retention is not None:
+            self.retention.closed((graph.tenant, graph.id))
 
     # --- workers ---
 
@@ -217,7 +385,10 @@ class Planner:
     def lost(self, worker: WorkerId) -> None:
         """A worker is gone, and what it had cached."""
         self.belief.forget(worker)
+        self.residents.lost(worker)
         self._evicted.pop(worker, None)
+        if self.retention is not None:
+            self.retention.lost(worker)
 
     # --- questions ---
 
@@ -225,11 +396,27 @@ class Planner:
         """All ready calls that wait for a worker."""
         for queue in self._queues.values():
             yield from queue.calls()
+        yield from self._copies
+
+    def follows(self, call: CallNode) -> CallNode | None:
+        """The identical call whose results a ready one waits for, instead of a worker."""
+        return self.memo.leader(call)
+
+    def kept_for(self, call: CallNode) -> list[tuple[WorkerId, float]]:
+        """Workers that keep a part of the call's prompt, and how many tokens of it."""
+        if self.retention is None or call.chain is None:
+            return []
+        names = {boundary.name for boundary in call.chain.boundaries[: call.chain.prompt]}
+        found = []
+        for worker in self._fleet.workers:
+            tokens = [t for name, t in self.retention.kept(worker).items() if name in names]
+            found += [(worker, max(tokens))] if tokens else []
+        return found
 
     def unserved(self) -> list[tuple[Demand, CallNode]]:
         """Ready calls that nobody serves, busy or not, with what they ask for."""
         found: list[tuple[Demand, CallNode]] = []
-        for (engine, names), queue in self._queues.items():
+        for (_, engine, names), queue in self._queues.items():
             for tenant in queue.tenants():
                 demand = Demand(WorkerKind.ENGINE if engine else WorkerKind.AGENT, names, tenant)
                 if not self._fleet.serves(demand):
@@ -239,21 +426,45 @@ class Planner:
     @property
     def busy(self) -> bool:
         """Whether any ready call waits."""
-        return bool(self._queues)
+        return bool(self._queues or self._copies)
 
     @property
     def queued(self) -> int:
         """How many ready calls wait."""
         return sum(len(queue) for queue in self._queues.values())
 
-    def check(self) -> None:
-        """Raise AssertionError if the policies' books contradict each other."""
+    def check(self, calls: Iterable[CallNode]) -> None:
+        """Raise AssertionError if the policies' books contradict each other, or `calls`, which are all that there are."""
+        if self.retention is not None:
+            to_come: list[Chain] = []
+            for call in calls:
+                if call.counted:
+                    assert call.chain is not None
+                    to_come.append(call.chain)
+                    comes = call.state in (CallState.WAITING, CallState.READY)
+                    assert comes, f"{call.id} is {call.state}, and counted among those to come"
+            self.retention.check(to_come)
         self.accounts.check()
         self.belief.check()
+        self.memo.check()
 
 
-def _asks(call: CallNode) -> _Asks:
+def _spoken(call: CallNode) -> bool:
+    """Whether its prompt has roles: others are seldom gone on with."""
+    return isinstance(call.spec, ModelCall) and call.spec.messages[0].role is not None
+
+
+def _newness(item: tuple[_Asks, ReadyQueue]) -> bool:
+    return item[0][0]
+
+
+def was_copied(call: CallNode) -> bool:
+    """Whether a call's last attempt took the results of an identical one."""
+    return call.placed is not None and call.placed.because == Because.COPIED.value
+
+
+def _asks(call: CallNode, *, resumes: bool) -> _Asks:
     spec = call.spec
     if isinstance(spec, ModelCall):
-        return True, spec.models or _ANY
-    return False, (call.function,)
+        return not resumes, True, spec.models or _ANY
+    return True, False, (call.function,)

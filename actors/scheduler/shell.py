@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, assert_never
+from typing import assert_never
 
 import structlog
 from msgspec import structs
@@ -19,35 +20,57 @@ from myna.actors import codec, outcomes, subjects
 from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery, Stored, Unavailable
 from myna.actors.codec import TooLarge, WireError
 from myna.actors.messages import (
-    Announce,
-    Beat,
     Cancellation,
+    Drain,
+    DrainRequest,
     ErrorCode,
     Event,
     EventKind,
     Failure,
-    Leave,
+    GraphRequest,
     LogEntry,
     Run,
+    SessionUsage,
     StatusRequest,
+    StreamStatus,
+    Tenant,
+    TenantPolicy,
     Why,
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
+from myna.actors.scheduler import border
 from myna.actors.scheduler.commands import (
     AppendClose,
     Command,
     Dispatch,
     EndVariable,
     Halt,
+    Inquire,
+    Keep,
+    LetGo,
     PurgeSession,
     SayHello,
     WakeAt,
 )
-from myna.actors.scheduler.core import SchedulerCore, SessionKey
-from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Touched, Wake
+from myna.actors.scheduler.core import SchedulerCore
+from myna.actors.scheduler.events import (
+    Ended,
+    Garbled,
+    Heard,
+    Led,
+    Logged,
+    PolicySet,
+    Recorded,
+    SchedulerEvent,
+    Tick,
+    Touched,
+    Unlogged,
+    Wake,
+)
 from myna.actors.scheduler.lease import Leadership
-from myna.actors.subjects import FromWorker, InvalidName, ToWorker
+from myna.actors.scheduler.state import SessionKey
+from myna.actors.subjects import InvalidName, Question, ToWorker
 
 log = structlog.get_logger(__name__)
 
@@ -76,9 +99,13 @@ class Scheduler:
     def __init__(self, bus: Bus, name: str) -> None:
         self._bus = bus
         self._name = name
+        self._nonce = uuid.uuid4().hex  # of message ids: who could guess one could have ours taken for a repetition
         self._core = SchedulerCore()
         self._mailbox: asyncio.Queue[SchedulerEvent] = asyncio.Queue(MAILBOX)
         self._outboxes: dict[SessionKey, deque[_Stored]] = {}
+        self._streams: tuple[StreamStatus, ...] = ()
+        self._log_read = 0
+        """Sequence of the last entry of the log that is in the mailbox."""
         self._tasks: asyncio.TaskGroup
         self._failed: asyncio.Future[None]
         self.rejected = 0
@@ -124,10 +151,23 @@ class Scheduler:
                 await self._ensure_streams()
             except BusError as error:  # such as no room for it now: what is there goes on
                 log.error("a stream can't be made", reason=str(error))
+                continue
+            self._streams = await self._measure()
+
+    async def _measure(self) -> tuple[StreamStatus, ...]:
+        """How much the streams hold, as far as it is to be had."""
+        found = []
+        for stream in subjects.STREAMS:
+            with contextlib.suppress(BusError):
+                held = await self._bus.measure(stream)
+                found.append(StreamStatus(name=stream.name, messages=held.messages, bytes=held.size))
+        return tuple(found)
 
     async def _rebuild(self) -> None:
-        """Fold the log, then the values' headers, into the core. Both are followed for ever after."""
+        """Fold what tenants may have, the log, and the values' headers into the core. All are followed for ever after."""
         for stream, handler, headers_only in (
+            (subjects.TENANTS, self._on_policy, False),
+            (subjects.USAGE, self._on_usage, True),
             (subjects.LOG, self._on_log, False),
             (subjects.VALUES, self._on_value, True),
         ):
@@ -142,10 +182,14 @@ class Scheduler:
             await done.wait()
 
     async def _listen(self) -> None:
-        await self._bus.subscribe(subjects.FROM_WORKERS, self._on_worker, on_error=self._on_error)
-        await self._bus.subscribe(subjects.ALIVE_ALL, self._on_alive, on_error=self._on_error)
-        await self._bus.subscribe(subjects.STATUS, self._on_status, on_error=self._on_error)
-        await self._bus.subscribe(subjects.WHY, self._on_why, on_error=self._on_error)
+        for pattern, handler in (
+            (subjects.FROM_WORKERS, self._on_worker),
+            (subjects.FROM_AGENTS, self._on_worker),
+            (subjects.ALIVE_ALL, self._on_alive),
+            (subjects.QUESTIONS, self._on_question),
+            (subjects.ASK, self._on_question),
+        ):
+            await self._bus.subscribe(pattern, handler, on_error=self._on_error)
 
     # --- events ---
 
@@ -163,14 +207,32 @@ class Scheduler:
         self.rejected += 1
         log.warning("a message was not understood", subject=subject, reason=str(error), rejected=self.rejected)
 
+    async def _on_policy(self, stored: Stored) -> None:
+        try:
+            policy: TenantPolicy = codec.decode(stored.data, TenantPolicy)
+        except WireError as error:
+            self._reject(stored.subject, error)
+            return
+        await self._mailbox.put(PolicySet(policy, self._now()))
+
+    async def _on_usage(self, stored: Stored) -> None:
+        calls, usage = outcomes.read_usage(stored.headers)
+        await self._mailbox.put(Recorded(Tenant(stored.subject.split(".")[1]), usage, calls, self._now()))
+
     async def _on_log(self, stored: Stored) -> None:
+        event: SchedulerEvent
         try:
             address = subjects.parse(stored.subject)
             entry: LogEntry = codec.decode(stored.data, LogEntry)
-        except (WireError, InvalidName) as error:
+            event = Logged(address.tenant, address.session, entry, self._now(), stored.size)
+        except InvalidName as error:
             self._reject(stored.subject, error)
             return
-        await self._mailbox.put(Logged(address.tenant, address.session, entry, self._now()))
+        except WireError as error:
+            self._reject(stored.subject, error)
+            event = Garbled(address.tenant, address.session, self._now())
+        await self._mailbox.put(event)
+        self._log_read = stored.sequence
 
     async def _on_value(self, stored: Stored) -> None:
         try:
@@ -194,38 +256,39 @@ class Scheduler:
             content.usage,
             content.characters,
             content.digest,
+            stored.size,
         )
         await self._mailbox.put(event)
 
     async def _failure(self, subject: str) -> Failure:
         """The whole of a failure: rare, and its text goes down the graph."""
+        unread = Failure(code=ErrorCode.ENGINE_ERROR, message="it failed, and the reason could not be read")
+        while True:
+            try:
+                stored = await self._bus.get(subjects.VALUES, subject, fresh=True)
+                return unread if stored is None else codec.decode(stored.data, Failure)
+            except Unavailable as error:  # what follows from it must not depend on when the servers were gone
+                log.warning("a failure can't be read yet", subject=subject, reason=str(error))
+                await asyncio.sleep(RETRY)
+            except (WireError, BusError) as error:
+                self._reject(subject, error)
+                return unread
+
+    async def _inquire(self, command: Inquire) -> None:
+        key = (command.tenant, command.session)
         try:
-            stored = await self._bus.get(subjects.VALUES, subject)
-            if stored is not None:
-                return codec.decode(stored.data, Failure)
-        except (WireError, BusError) as error:
-            self._reject(subject, error)
-        return Failure(code=ErrorCode.ENGINE_ERROR, message="it failed, and the reason could not be read")
+            stored = await self._bus.get(subjects.LOG, subjects.log(*key), fresh=True)
+        except BusError as error:  # the core asks again
+            log.warning("the log can't be read", session=command.session, reason=str(error))
+            return
+        if stored is None or stored.sequence <= self._log_read:
+            await self._mailbox.put(Unlogged(*key, self._now()))
 
     async def _on_worker(self, delivery: Delivery) -> None:
-        kinds: dict[str, type[Announce | Beat | Event | Leave]] = {
-            FromWorker.ANNOUNCE: Announce,
-            FromWorker.BEAT: Beat,
-            FromWorker.EVENT: Event,
-            FromWorker.LEAVE: Leave,
-        }
-        _, worker, leaf = delivery.subject.split(".")
-        kind = kinds.get(leaf)
-        if kind is None:
-            self._reject(delivery.subject, WireError(f"no worker's message is called {leaf!r}"))
-            return
         try:
-            message: Any = codec.decode(delivery.data, kind)
+            message = border.from_worker(delivery)
         except WireError as error:
             self._reject(delivery.subject, error)
-            return
-        if message.worker != worker:
-            self._reject(delivery.subject, WireError(f"worker {worker!r} speaks as {message.worker!r}"))
             return
         await self._mailbox.put(Heard(message, self._now()))
 
@@ -237,35 +300,48 @@ class Scheduler:
             return
         await self._mailbox.put(Touched(address.tenant, address.session, self._now()))
 
-    async def _on_status(self, delivery: Delivery) -> None:
+    async def _on_question(self, delivery: Delivery) -> None:
         if delivery.reply is None:
             return
         try:
-            codec.decode(delivery.data, StatusRequest)
+            question, tenant = border.question(delivery.subject)
+            if delivery.reply.startswith(_OURS):
+                raise WireError(f"an answer to {delivery.reply!r} was asked for")
+            answer = self._answer(question, delivery.data, tenant)
         except WireError as error:
             self._reject(delivery.subject, error)
-        if delivery.reply.startswith(_OURS):
-            self._reject(delivery.subject, InvalidName(f"an answer to {delivery.reply!r} was asked for"))
             return
-        status = self._core.status(self._now(), self.rejected)
-        try:
-            data = codec.encode(status)
-        except TooLarge:
-            data = codec.encode(structs.replace(status, sessions=()))
-        await self._send(delivery.reply, data)
+        await self._send(delivery.reply, answer)
 
-    async def _on_why(self, delivery: Delivery) -> None:
-        if delivery.reply is None:
-            return
-        try:
-            why: Why = codec.decode(delivery.data, Why)
-        except WireError as error:
-            self._reject(delivery.subject, error)
-            return
-        if delivery.reply.startswith(_OURS):
-            self._reject(delivery.subject, InvalidName(f"an answer to {delivery.reply!r} was asked for"))
-            return
-        await self._send(delivery.reply, codec.encode(self._core.why(why, self._now())))
+    def _answer(self, question: Question, data: bytes, tenant: Tenant | None) -> bytes:
+        """The answer for a tenant, or for the operator. Raises `WireError`."""
+        match question:
+            case Question.STATUS:
+                codec.decode(data, StatusRequest)
+                status = self._core.status(self._now(), self.rejected, tenant)
+                if tenant is None:
+                    status = structs.replace(status, streams=self._streams)
+                try:
+                    return codec.encode(status)
+                except TooLarge:
+                    return codec.encode(structs.replace(status, sessions=()))
+            case Question.WHY:
+                return codec.encode(self._core.why(codec.decode(data, Why), self._now(), tenant))
+            case Question.DRAIN:
+                return self._drain(codec.decode(data, DrainRequest), tenant)
+            case Question.GRAPH:
+                return codec.encode(self._core.graph(codec.decode(data, GraphRequest), self._now(), tenant))
+            case _:
+                assert_never(question)
+
+    def _drain(self, request: DrainRequest, tenant: Tenant | None) -> bytes:
+        """Have a worker drain; the answer is who else is there. Raises `WireError` where it is not the operator who asks."""
+        if tenant is not None:
+            raise WireError(f"tenant {tenant!r} can't drain workers")
+        worker = WorkerId(request.worker)
+        if self._core.lease is not None and worker in self._core.fleet.workers:
+            self._tasks.create_task(self._tell(worker, ToWorker.DRAIN, codec.encode(Drain(lease=self._core.lease))))
+        return self._answer(Question.STATUS, codec.encode(StatusRequest()), None)
 
     async def _tick(self) -> None:
         while True:
@@ -301,8 +377,14 @@ class Scheduler:
                 await self._tell(worker, ToWorker.RUN, data)
             case Halt(worker=worker, stop=stop):
                 await self._tell(worker, ToWorker.STOP, codec.encode(stop))
+            case Keep(worker=worker, retain=retain):
+                await self._tell(worker, ToWorker.RETAIN, codec.encode(retain))
+            case LetGo(worker=worker, release=release):
+                await self._tell(worker, ToWorker.RELEASE, codec.encode(release))
             case EndVariable() | AppendClose() | PurgeSession():
                 self._put_out(command)
+            case Inquire():
+                self._tasks.create_task(self._inquire(command))
             case WakeAt(at=at):
                 asyncio.get_running_loop().call_at(at, self._wake)
             case _:
@@ -315,7 +397,7 @@ class Scheduler:
             self._mailbox.put_nowait(Wake(self._now()))
 
     async def _tell(self, worker: WorkerId, leaf: ToWorker, data: bytes) -> None:
-        await self._send(subjects.to_worker(worker, leaf), data)
+        await self._send(border.to_worker(worker, leaf), data)
 
     async def _send(self, subject: str, data: bytes) -> None:
         """Send at most once: what is lost shows in the next beats."""
@@ -355,12 +437,19 @@ class Scheduler:
                 await self._end(subjects.write(tenant, session, variable), outcome)
             case AppendClose(tenant, session, close):
                 subject = subjects.log(tenant, session)
-                await self._bus.append(subject, codec.encode(close), message_id=f"{subject}:expired")
-            case PurgeSession(tenant, session):
+                await self._bus.append(subject, codec.encode(close), message_id=f"{subject}:expired:{self._nonce}")
+            case PurgeSession(tenant, session, used):
+                for n, part in enumerate(used):
+                    await self._record(subjects.usage(tenant, session, n), part)
                 for stream in (subjects.VALUES, subjects.CHUNKS, subjects.LOG):
                     await self._bus.purge(stream, subjects.of_session(tenant, session))
             case _:
                 assert_never(command)
+
+    async def _record(self, subject: str, used: SessionUsage) -> None:
+        with contextlib.suppress(AlreadyAssigned):  # by an earlier leader that could not purge
+            headers = outcomes.usage_headers(used)
+            await self._bus.append(subject, codec.encode(used), headers=headers, message_id=f"{subject}:{self._nonce}")
 
     async def _end(self, subject: str, outcome: Failure | Cancellation) -> None:
         try:
@@ -368,7 +457,7 @@ class Scheduler:
         except TooLarge:
             data, headers = outcomes.pack(outcomes.shortened(outcome))
         try:
-            await self._bus.append(subject, data, headers=headers, message_id=f"{subject}:ended")
+            await self._bus.append(subject, data, headers=headers, message_id=f"{subject}:ended:{self._nonce}")
         except AlreadyAssigned:
             log.debug("a value came first", subject=subject)
 

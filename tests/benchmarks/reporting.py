@@ -55,20 +55,25 @@ def show(rows: list[Row]) -> None:
         print(f"{r.case[:44]:44} {r.metric[:30]:30} {r.value:12.4g} {r.unit:8} {target:>10} {mark:7} {others}")
 
 
-def write(path: Path, name: str, rows: list[Row], packages: tuple[str, ...] = ()) -> None:
-    """The record."""
+def write(path: Path, name: str, rows: list[Row], packages: tuple[str, ...] = (), device: str | None = None) -> None:
+    """The record. `device`: what computed, if not the CPU. A copy without its repository gets MYNA_COMMIT and MYNA_DIRTY."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     record = {
         "benchmark": name,
-        "device": f"cpu{os.cpu_count()}",
+        "device": device or f"cpu{os.cpu_count()}",
         "machine": f"{os.cpu_count()} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(_git("status", "--porcelain")),
+        **_source(),
         "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
         "rows": [asdict(r) for r in rows],
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _source() -> dict[str, str | bool]:
+    if commit := os.environ.get("MYNA_COMMIT"):
+        return {"commit": commit, "dirty": os.environ.get("MYNA_DIRTY", "0") != "0"}
+    return {"commit": _git("rev-parse", "HEAD") or "unknown", "dirty": bool(_git("status", "--porcelain"))}
 
 
 def _git(*arguments: str) -> str:

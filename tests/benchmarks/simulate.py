@@ -1,6 +1,6 @@
 """Policies compared on a simulated cluster: the real scheduler core, modelled engines, a virtual clock.
 
-    python tests/benchmarks/simulate.py [--json FILE] [--quick] [--only WORKLOAD] [--engine FILE]
+    python tests/benchmarks/simulate.py [--json FILE] [--quick] [--only WORKLOAD] [--engine FILE] [--recorded FILE ...]
 
 Every policy sees the same jobs. `ours` is what runs in production; `prefix-aware` places by prefix and load, and knows no graph.
 """
@@ -10,21 +10,37 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from myna.actors.messages import Input, Message, ModelCall, Output, Sampling, Text
+from myna.actors.messages import Input, Message, ModelCall, Output, Sampling, Segment, Text
 from myna.actors.scheduler.policies import Policies, Spread
 from tests.benchmarks.reporting import Row, row, show, write
 from tests.benchmarks.simulation.cluster import Cluster, Turn
 from tests.benchmarks.simulation.engine import EngineModel, load
-from tests.benchmarks.simulation.metrics import Summary, of_kind, percentile, summarize
+from tests.benchmarks.simulation.metrics import Summary, by_tenant, of_kind, percentile, summarize
+from tests.benchmarks.simulation.recorded import workload as recording
 from tests.benchmarks.simulation.workloads import WORKLOADS, Job, Stage, Workload, jobs
 
 ENGINES = 4
+SWITCHES = (
+    "objectives",
+    "groups",
+    "applications",
+    "prefixes",
+    "capacity",
+    "residents",
+    "retention",
+    "early",
+    "fairness",
+)
 METRICS = (
     ("mean_jct", "mean completion", "s", "lower"),
     ("p99_jct", "p99 completion", "s", "lower"),
@@ -43,38 +59,74 @@ def policies() -> dict[str, Policies]:
         "least loaded": Policies.none(),
         "prefix-aware": Policies.none(prefixes=True),
     }
-    for switch in ("objectives", "groups", "applications", "prefixes", "capacity", "fairness"):
+    for switch in SWITCHES:
         arms[f"without {switch}"] = replace(Policies(), **{switch: False})  # type: ignore[arg-type]
     return arms
 
 
 def simulate(
-    workload: Workload, model: EngineModel, policy: Policies, seed: int, scale: float
+    workload: Workload,
+    model: EngineModel,
+    policy: Policies,
+    seed: int,
+    scale: float,
+    own: Mapping[str, float] | None = None,
 ) -> tuple[Summary, list[Turn]]:
-    """One run."""
+    """One run. `own`: as `alone_on_share` tells, for the fairness."""
     cluster = Cluster(model, ENGINES, policy)
     turns = cluster.run(jobs(workload, model, ENGINES, seed, scale))
     assert not cluster.failures, cluster.failures[:3]
-    return summarize(cluster, turns, model), turns
+    return summarize(cluster, turns, model, own), turns
 
 
-def compare(workload: Workload, model: EngineModel, seeds: int, scale: float) -> list[Row]:
+def alone_on_share(workload: Workload, model: EngineModel, seed: int, scale: float) -> dict[str, float]:
+    """Mean seconds of each tenant if its share of the engines were its own. A part of an engine counts as one."""
+    tenants = workload.tenants
+    if len(tenants) == 1:
+        return {}
+    made = jobs(workload, model, ENGINES, seed, scale)
+    engines = max(1, ENGINES // len(tenants))
+    means: dict[str, float] = {}
+    for tenant in sorted(tenants):
+        theirs = [job for job in made if job.tenant == tenant]
+        if theirs:
+            means |= by_tenant(Cluster(model, engines, Policies()).run(theirs))
+    return means
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, for a process of its own."""
+
+    workload: Workload
+    model: EngineModel
+    arm: str
+    seed: int
+    scale: float
+    own: Mapping[str, float]
+
+    def run(self) -> tuple[Summary, list[float]]:
+        """The summary, and the seconds of the chats' turns."""
+        arm = policies()[self.arm]
+        summary, turns = simulate(self.workload, self.model, arm, self.seed, self.scale, self.own)
+        return summary, of_kind(turns, "chat")
+
+
+def compare(workload: Workload, model: EngineModel, seeds: int, scale: float, pool: Executor) -> list[Row]:
     """All policies on one workload: a row a metric, ours as the value, the others as baselines."""
-    found: dict[str, list[Summary]] = {}
-    chats: dict[str, list[float]] = {}
-    for name, policy in policies().items():
-        for seed in range(seeds):
-            summary, turns = simulate(workload, model, policy, seed, scale)
-            found.setdefault(name, []).append(summary)
-            chats.setdefault(name, []).extend(of_kind(turns, "chat"))
+    arms, numbers = list(policies()), range(seeds)
+    own = list(pool.map(alone_on_share, *zip(*((workload, model, n, scale) for n in numbers), strict=True)))
+    tasks = [Task(workload, model, arm, n, scale, own[n]) for arm in arms for n in numbers]
+    done = list(pool.map(Task.run, tasks))
+    found: dict[str, list[Summary]] = {arm: [] for arm in arms}
+    chats: dict[str, list[float]] = {arm: [] for arm in arms}
+    for task, (summary, taken) in zip(tasks, done, strict=True):
+        found[task.arm].append(summary)
+        chats[task.arm] += taken
     rows = []
     for attribute, metric, unit, better in METRICS:
         ours = row(workload.name, metric, unit, better, [getattr(s, attribute) for s in found["ours"]])
-        others = {
-            name: sorted(getattr(s, attribute) for s in runs)[len(runs) // 2]
-            for name, runs in found.items()
-            if name != "ours"
-        }
+        others = {arm: median(getattr(s, attribute) for s in runs) for arm, runs in found.items() if arm != "ours"}
         rows.append(replace(ours, baselines=others))
     if workload.name == "mixed multi-tenant":
         ratios = [p.mean_jct / o.mean_jct for p, o in zip(found["prefix-aware"], found["ours"], strict=True)]
@@ -105,7 +157,7 @@ def giant(nodes: int) -> Job:
         layer, place = divmod(n, width)
         above = (layer - 1) * width
         inputs = (f"n{above + place}", f"n{above + (place * 7 + 1) % width}") if layer else ()
-        segments = [Text(text="go on: "), *(Input(variables=(v,)) for v in dict.fromkeys(inputs))]
+        segments: list[Segment] = [Text(text="go on: "), *(Input(variables=(v,)) for v in dict.fromkeys(inputs))]
         segments.append(Output(variables=(f"n{n}",), sampling=Sampling(max_tokens=8)))
         calls.append(ModelCall(id=f"c-n{n}", function="node", messages=(Message(segments=tuple(segments)),)))
         job.outputs[f"n{n}"] = 4
@@ -132,17 +184,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="a tenth of the jobs, one seed")
     parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("--recorded", type=Path, nargs="+", default=[], help="workloads recorded from real sessions")
     parser.add_argument("--engine", type=Path, help="a fitted engine model, as JSON")
     arguments = parser.parse_args()
     model = load(arguments.engine)
     seeds, scale = (1, 0.1) if arguments.quick else (3, 1.0)
     rows: list[Row] = []
-    for workload in WORKLOADS:
-        if arguments.only in workload.name:
-            found = compare(workload, model, seeds, scale)
-            show(found)
-            rows += found
-    if not arguments.only:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        recorded = [recording(path) for path in arguments.recorded]
+        for workload in recorded or WORKLOADS:
+            if arguments.only in workload.name:
+                found = compare(workload, model, seeds, scale, pool)
+                show(found)
+                rows += found
+    if not arguments.only and not arguments.recorded:
         rows.append(run_giant(model, 5_000 if arguments.quick else 100_000))
         show(rows[-1:])
     if arguments.json is not None:

@@ -5,7 +5,7 @@ import pytest
 from myna.actors.scheduler.policies.prefixes import Boundary
 from tests.benchmarks.simulate import giant, policies, run_giant, simulate
 from tests.benchmarks.simulation.cluster import Cluster
-from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, load
+from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, errors, load
 from tests.benchmarks.simulation.workloads import WORKLOADS, alone, jobs
 
 MODEL = load()
@@ -16,7 +16,7 @@ def test_every_workload_runs_to_its_end_and_the_core_never_contradicts_itself(wo
     some = jobs(workload, MODEL, 2, seed=0, scale=0.01)[:4]  # type: ignore[arg-type]
     cluster = Cluster(MODEL, 2, policies()["ours"], check=len([c for j in some for c in j.calls()]) < 150)
     turns = cluster.run(some)
-    assert len(turns) == sum(len(j.stages) for j in some)
+    assert len(turns) == sum(1 if j.whole else len(j.stages) for j in some)
     assert all(t.ended is not None and t.ended >= t.asked for t in turns)
     assert cluster.dispatches == sum(1 for j in some for _ in j.calls())
     assert not cluster.core.sessions
@@ -98,6 +98,20 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert clock.engine.totals["computed_tokens"] == 2000 + 8 * 10 + 72
 
 
+def test_the_model_of_an_h100_meets_measured_steps_that_it_was_not_fitted_to_within_five_percent() -> None:
+    """Milliseconds of vLLM 0.25.1 with an 8B model on one H100; the fit itself is made of other rows of the same measurement."""
+    measured = {
+        "shared P2048 U256 B16": 7.650,
+        "shared P6000 U500 B32": 10.969,
+        "shared P8192 U128 B64": 17.818,
+        "shared P32768 U512 B32": 27.353,
+    }
+    rows = {name: {"step_ms": ms} for name, ms in measured.items()}
+    found = errors(MODEL, {"engine": {"default": rows}})
+    assert found.keys() == measured.keys()
+    assert max(abs(e) for e in found.values()) < 0.05
+
+
 def test_memory_is_bounded_and_what_was_used_least_recently_goes_first() -> None:
     model = EngineModel(MODEL.base, MODEL.slope, MODEL.kv, MODEL.prefill, tokens=5000)
     clock = Clock(model)
@@ -109,3 +123,28 @@ def test_memory_is_bounded_and_what_was_used_least_recently_goes_first() -> None
     assert clock.engine._stored <= 5000
     assert clock.engine._generated == pytest.approx(0.0)
     assert clock.engine._read == pytest.approx(0.0)
+
+
+def test_a_kept_prefix_outlives_newer_ones_until_it_is_let_go() -> None:
+    model = EngineModel(MODEL.base, MODEL.slope, MODEL.kv, MODEL.prefill, tokens=5000)
+    clock = Clock(model)
+    first = request("a", ("p", 2000))
+    clock.engine.submit(first, 0.0)
+    clock.run()
+    clock.engine.keep("k", first.boundaries[:1], 1.0, 5.0)
+    for n in range(8):
+        clock.engine.submit(request(f"other{n}", (f"q{n}", 2000)), 2.0 + n)
+        clock.run()
+    again = request("b", ("p", 2000), ("rest", 100))
+    clock.engine.submit(again, 50.0)
+    clock.run()
+    assert again.cached == 2000
+    clock.engine.let_go("k")
+    for n in range(8):
+        clock.engine.submit(request(f"later{n}", (f"r{n}", 2000)), 60.0 + n)
+        clock.run()
+    last = request("c", ("p", 2000), ("rest", 100))
+    clock.engine.submit(last, 100.0)
+    clock.run()
+    assert last.cached == 0
+    assert len(clock.done) == 19

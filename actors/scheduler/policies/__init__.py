@@ -9,7 +9,10 @@ order in which they became ready, by the least loaded worker.
     prefixes      which worker has a call's prefix, found by structure
     steps         how long a step of an engine takes, learned from its beats
     capacity      how much an engine is given, by the strictest objective that it serves, and no earlier than it can begin
+    residents     contexts that will be read again, and the room that they need
     tenants       weighted shares of tokens, and quotas
+    retention     what engines keep for calls to come, and compute ahead
+    memo          identical calls are computed once
     queue         the order that follows from these
     placement     the worker that follows from these
 """
@@ -40,7 +43,11 @@ class Policies:
     applications: bool = True
     prefixes: bool = True
     capacity: bool = True
+    residents: bool = True
     fairness: bool = True
+    memoisation: bool = True
+    retention: bool = True
+    early: bool = True
     spread: Spread = Spread.LEAST_LOADED
     shares: Mapping[Tenant, Share] = field(default_factory=dict)
 
@@ -53,6 +60,10 @@ class Policies:
             applications=False,
             prefixes=prefixes,
             capacity=False,
+            residents=False,
             fairness=False,
+            memoisation=False,
+            retention=False,
+            early=False,
             spread=spread,
         )

@@ -1,8 +1,9 @@
 """Applications: calls that are joined by their results, whatever session they are in the log of.
 
 Law: calls joined by a producer's result belong to one application; ones that only read the same hand-made variable do not.
-Applications with the least work left go first, which makes the mean completion time least; inside one the call goes first that
-the longest path hangs on.
+Applications with the least work left go first, which makes the mean completion time least, and each second of age counts as
+`AGEING` of work, so that the largest fall no further behind than that; inside one the call goes first that the longest path hangs
+on.
 """
 
 from __future__ import annotations
@@ -14,19 +15,28 @@ if TYPE_CHECKING:
     from myna.actors.scheduler.graph import CallNode, SessionGraph
     from myna.actors.scheduler.policies.queue import Waiting
 
+AGEING = 100.0
+"""Work, in generated tokens, that a second of age makes up for: about what one sequence draws in it."""
 REACH = 64
 """Calls above a new one whose path is measured anew: bounds the cost of appending to a very long chain."""
 
 
 class Application:
-    """A set of calls joined by their results, as a union-find tree; `work` is what is left of it, at the root."""
+    """A set of calls joined by their results, as a union-find tree; `work` is what is left of it, `born` when its first call was
+    submitted; both at the root."""
 
-    __slots__ = ("_parent", "waiting", "work")
+    __slots__ = ("_parent", "born", "waiting", "work")
 
-    def __init__(self) -> None:
+    def __init__(self, born: float = 0.0) -> None:
         self._parent: Application | None = None
+        self.born = born
         self.work = 0.0
         self.waiting: Waiting | None = None
+
+    @property
+    def rank(self) -> float:
+        """Its place among others, the least first. Time changes no order: all age alike."""
+        return self.work + AGEING * self.born
 
     def root(self) -> Application:
         """The application that this one has become a part of, or itself."""
@@ -48,23 +58,34 @@ class Application:
         if b.work > a.work:
             a, b = b, a
         a.work += b.work
+        a.born = min(a.born, b.born)
         b._parent = a
         return a
 
 
-def add(graph: SessionGraph, call: CallNode) -> None:
+def add(graph: SessionGraph, call: CallNode, now: float) -> None:
     """A new call joins the applications of its producers."""
     application: Application | None = None
     for producer in graph.producers(call):
         if producer.application is not None:
             theirs = producer.application.root()
             application = theirs if application is None else application.join(theirs)
-    application = application or Application()
+    application = application or Application(_born(graph, call, now))
     for consumer in graph.consumers(call):  # submitted before it, in the same entry
         if consumer.application is not None:
             application = application.join(consumer.application)
     application.work += call.work
     call.application = application
+
+
+def _born(graph: SessionGraph, call: CallNode, now: float) -> float:
+    """When an application began whose first call this is: what reads results of the session's calls goes on with them."""
+    if graph.born is None:
+        graph.born = now
+    if not call.inputs:
+        return now
+    goes_on = any(graph.variables[v].producer is not None for v in call.inputs)
+    return graph.born if goes_on else now
 
 
 def measure_paths(graph: SessionGraph, added: Iterable[CallNode]) -> None:

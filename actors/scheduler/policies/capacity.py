@@ -3,8 +3,8 @@
 Laws:
 - An engine that runs paced work (somebody waits for each token) takes other work only while its mean step stays within the
   bound: `STRETCH` times its step alone, by its own measured step times, or the `tpot` that was asked for. No more engines are
-  reserved so than paced work is a part of all work. One call of other
-  work is always allowed, so that nothing waits for ever. What is not measured yet limits nothing.
+  reserved so than paced work is a part of all work. Where no other engine serves the same, one call of other work is always
+  allowed, so that nothing waits for ever. What is not measured yet limits nothing.
 - A prompt is handed over when the engine can begin it within `BACKLOG` seconds. Until then it waits here, where a more urgent
   one may still pass it.
 """
@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from myna.actors.scheduler.policies.steps import StepModel
 
-STRETCH = 1.5
+STRETCH = 1.06
 """How much longer than alone a token may take beside others where somebody waits for it."""
 HOLD = 30.0
 """Seconds for which an engine stays reserved after its last paced call: conversations go on."""
@@ -74,11 +74,23 @@ class Demanded:
 class Occupancy:
     """What one engine holds, by the scheduler's own estimates."""
 
-    __slots__ = ("_bounds", "busy_until", "home_until", "other", "paced", "pressure", "prompts", "steps", "tokens")
+    __slots__ = (
+        "_bounds",
+        "busy_until",
+        "home_until",
+        "kept",
+        "other",
+        "paced",
+        "pressure",
+        "prompts",
+        "steps",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self.steps = StepModel()
         self.tokens = 0.0
+        self.kept = 0.0
         self.prompts = 0.0
         self.pressure = 0.0
         self.paced = 0
@@ -143,16 +155,17 @@ class Occupancy:
         stretched = STRETCH * self.steps.alone
         return min(self._bounds) if self._bounds else stretched
 
-    def opens(self) -> bool:
-        """Whether, being reserved, it takes one more call of other work, if that is as those it has."""
-        if self.other == 0 or not self.steps.measured:
+    def opens(self, pressure: float, *, sole: bool) -> bool:
+        """Whether, being reserved, it takes one more call of other work, which commonly has so much `pressure`. `sole`: nobody
+        else serves the same."""
+        if (sole and self.other == 0) or not self.steps.measured:
             return True
-        mean = self.pressure / (self.paced + self.other)
-        return self.step(Cost(0.0, mean, 1.0)) <= self.bound()
+        return self.step(Cost(0.0, pressure, 1.0)) <= self.bound()
 
     def check(self) -> None:
         """Raise AssertionError if the books can't be."""
         assert self.paced >= 0, self.paced
         assert self.other >= 0, self.other
         assert self.tokens >= 0, self.tokens
+        assert self.kept >= 0, self.kept
         assert len(self._bounds) <= self.paced

@@ -49,10 +49,12 @@ class Outline:
 
 
 class Lengths:
-    """Running means of output tokens by tenant and function, and of seconds a unit of work."""
+    """Running means, by tenant and function, of output tokens and of the part of a prompt that an engine computes, the rest being
+    in its cache; and of seconds a unit of work."""
 
     def __init__(self) -> None:
         self._outputs: dict[tuple[Tenant, str], float] = {}
+        self._fresh: dict[tuple[Tenant, str], float] = {}
         self.pace = 0.01
 
     def output(self, tenant: Tenant, function: str, limit: int) -> float:
@@ -60,17 +62,29 @@ class Lengths:
         known = self._outputs.get((tenant, function)) if function else None
         return min(float(limit), UNKNOWN if known is None else known)
 
+    def fresh(self, tenant: Tenant, function: str) -> float:
+        """Part of such a call's prompt that is computed, from 0 to 1; all of it, where nothing is known."""
+        return self._fresh.get((tenant, function), 1.0)
+
+    def learn_fresh(self, tenant: Tenant, function: str, prompt: int, cached: int) -> None:
+        """An engine has found so many of a prompt's tokens in its cache."""
+        if function:
+            _learn(self._fresh, (tenant, function), max(prompt - cached, 0) / prompt)
+
     def learn(self, tenant: Tenant, function: str, tokens: int, work: float, seconds: float) -> None:
         """A call has ended: it generated so many tokens, was thought to be so much work, and took so long."""
         if work > 0:
             self.pace += _WEIGHT * 0.25 * (seconds / work - self.pace)
         if not function or tokens <= 0:
             return
-        key = (tenant, function)
-        before = self._outputs.get(key)
-        if before is None and len(self._outputs) >= FUNCTIONS:
-            del self._outputs[next(iter(self._outputs))]
-        self._outputs[key] = tokens if before is None else before + _WEIGHT * (tokens - before)
+        _learn(self._outputs, (tenant, function), tokens)
+
+
+def _learn(means: dict[tuple[Tenant, str], float], key: tuple[Tenant, str], value: float) -> None:
+    before = means.get(key)
+    if before is None and len(means) >= FUNCTIONS:
+        del means[next(iter(means))]
+    means[key] = value if before is None else before + _WEIGHT * (value - before)
 
 
 def work_of(prompt: float, output: float) -> float:

@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from myna.actors.messages import Source
 from myna.actors.scheduler.fleet import Demand, Fleet, Role, Worker
 from myna.actors.scheduler.policies.capacity import Cost
 from myna.actors.scheduler.policies.prefixes import Belief, Chain
+from myna.actors.scheduler.policies.residents import Residents
 
 if TYPE_CHECKING:
     from myna.actors.scheduler.graph import CallNode
     from myna.actors.scheduler.policies import Policies
 
 NEARLY = 0.8
-"""Part of a prompt that must be there for a call to be added to a worker that has prompts enough to compute."""
+"""Part of a prompt that must be there for a call to be added to a worker that has prompts enough to compute, or whose memory is
+kept for others."""
+MEANT = 256.0
+"""Tokens of a prefix, if it isn't nearly the whole prompt, for which a worker is looked at that is not the least loaded."""
 CANDIDATES = 3
 """Workers with a part of the prefix that are looked at."""
 
@@ -33,25 +38,29 @@ class Because(StrEnum):
     LEAST_LOADED = "it was the least loaded"
     TURN = "it was its turn"
     PREFIX = "it has the prefix"
+    COPIED = "it is to take over what an identical call has made"
     RESERVED = "it is reserved for calls whose tokens are waited for"
 
 
 class Place(Struct, frozen=True):
-    """Where a call goes, at what cost, and why. `matched`: prompt tokens that are thought to be there."""
+    """Where a call goes, at what cost, and why. `matched`: prompt tokens that are thought to be there. `source`: where its
+    results stand already, so that they need only be copied."""
 
     worker: Worker
     cost: Cost | None
     because: Because
     matched: float = 0.0
+    source: Source | None = None
 
 
 class Placement:
     """The decision, from fleet and belief."""
 
-    def __init__(self, policies: Policies, fleet: Fleet, belief: Belief) -> None:
+    def __init__(self, policies: Policies, fleet: Fleet, belief: Belief, residents: Residents) -> None:
         self._policies = policies
         self._fleet = fleet
         self._belief = belief
+        self._residents = residents
         self._round_robin = policies.spread.value == "round robin"
 
     def choose(self, call: CallNode, demand: Demand, chain: Chain | None, output: float, now: float) -> Place | None:
@@ -83,21 +92,28 @@ class Placement:
     ) -> list[tuple[Worker, float, Because]]:
         fleet, belief = self._fleet, self._belief
         separate = fleet.homes > 0
+        back = self._residents.where(chain)
         because = Because.LEAST_LOADED
         first = fleet.choose(demand, Role.OPEN if separate and patient else Role.ANY)
         found = [] if first is None else [(first, belief.matched(chain, first.id), because)]
-        if separate and paced:
+        if separate and paced and back is None:
             homes = (w for w in fleet.some_homes(CANDIDATES) if w is not first and w.has_room)
             found += [(w, belief.matched(chain, w.id), Because.RESERVED) for w in homes if fleet.answers(w, demand)]
         if not self._policies.prefixes:
             return [(w, 0.0, why) for w, _, why in found]
-        for worker_id, matched in belief.holders(chain, CANDIDATES):
+        holders = belief.holders(chain, CANDIDATES, min(MEANT, NEARLY * chain.tokens))
+        if back is not None and all(worker_id != back for worker_id, _ in holders):
+            holders.append((back, belief.matched(chain, back)))
+        for worker_id, matched in holders:
             worker = fleet.workers.get(worker_id)
-            if worker is None or worker is first or not worker.has_room or not fleet.answers(worker, demand):
+            if worker is None or worker is first or not fleet.answers(worker, demand):
                 continue
-            if worker.asleep and matched < NEARLY * chain.tokens:
+            awaited = worker_id == back or matched >= NEARLY * chain.tokens
+            if not worker.has_room and not (awaited and worker.takes):
+                continue  # its memory is for others
+            if worker.asleep and first is None and not awaited:
                 continue  # it has prompts enough to compute
-            if separate and patient and fleet.is_home(worker) and not worker.occupancy.opens():
+            if separate and patient and fleet.is_home(worker) and not fleet.opens(worker):
                 continue
             found.append((worker, matched, Because.PREFIX))
         return found

@@ -95,13 +95,16 @@ class Belief:
                     return boundary.tokens
         return 0.0
 
-    def holders(self, chain: Chain, most: int) -> list[tuple[WorkerId, float]]:
-        """Workers that have a part of the prompt, those with the longest part first, and how many tokens of it."""
+    def holders(self, chain: Chain, most: int, least: float) -> list[tuple[WorkerId, float]]:
+        """Workers that have a part of the prompt of at least so many tokens, those with the longest part first, and how many
+        tokens of it."""
         found: dict[WorkerId, float] = {}
-        for boundary in reversed(chain.boundaries[: chain.prompt]):
-            for worker in reversed(self._holders.get(boundary.name, ())):
+        for name, tokens in reversed(chain.boundaries[: chain.prompt]):
+            if tokens < least:
+                break
+            for worker in reversed(self._holders.get(name, ())):
                 if worker not in found:
-                    found[worker] = boundary.tokens
+                    found[worker] = tokens
                     if len(found) == most:
                         return list(found.items())
         return list(found.items())
@@ -109,15 +112,15 @@ class Belief:
     def placed(self, chain: Chain, worker: WorkerId, memory: int | None) -> None:
         """The worker computes this call, and then has all of it. `memory`: tokens that it can hold."""
         held = self._held.setdefault(worker, {})
-        before = 0.0
-        for name, tokens in chain.boundaries:
+        boundaries = chain.boundaries
+        for i in range(len(boundaries) - 1, -1, -1):  # engines evict leaves first: a root counts as used after them
+            name, tokens = boundaries[i]
             added = held.pop(name, None)
             if added is None:
-                added = tokens - before
+                added = tokens - boundaries[i - 1].tokens if i else tokens
                 self._tokens[worker] = self._tokens.get(worker, 0.0) + added
                 self._add_holder(name, worker)
             held[name] = added
-            before = tokens
         self._shrink(worker, memory)
 
     def disproved(self, chain: Chain, worker: WorkerId, cached: int) -> None:

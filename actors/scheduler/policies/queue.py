@@ -60,8 +60,8 @@ class Waiting:
 
     def promote(self) -> None:
         """The application has less to do than before: it may go first now."""
-        if self.application is not None and self.listed and self.rank > self.application.work:
-            self.band.list(self, self.application.work)
+        if self.application is not None and self.listed and self.rank > self.application.rank:
+            self.band.list(self, self.application.rank)
 
 
 class _Band:
@@ -191,7 +191,7 @@ class ReadyQueue:
         application, key, rank = None, float(self._number), 0.0
         if self._policies.applications and call.application is not None:
             application, key = call.application.root(), -call.path
-            rank = application.work
+            rank = application.rank
         if urgency is Urgency.DEADLINE and need is not None and need.deadline is not None and need.deadline <= now:
             urgency = Urgency.NORMAL  # it is too late: what can still be in time goes first
         lane.push((-priority, urgency), call, self._number, application, key, rank)

@@ -48,7 +48,7 @@ class Accounts:
     """All tenants' accounts."""
 
     def __init__(self, shares: Mapping[Tenant, Share]) -> None:
-        self._shares = shares
+        self._shares = dict(shares)
         self._accounts: dict[Tenant, Account] = {}
         self._now = 0.0
 
@@ -59,6 +59,13 @@ class Accounts:
             account = self._accounts[tenant] = Account(self._shares.get(tenant, DEFAULT))
             account.served = self._now
         return account
+
+    def set(self, tenant: Tenant, share: Share) -> None:
+        """The operator has said what a tenant's part is: from now on, for calls that wait too."""
+        self._shares[tenant] = share
+        account = self._accounts.get(tenant)
+        if account is not None:
+            account.share = share
 
     def wake(self, account: Account) -> None:
         """A tenant without ready calls has some again: what it did not use is gone."""

@@ -6,6 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec import structs
 
 from myna.actors.messages import (
     PROTOCOL,
@@ -17,24 +18,35 @@ from myna.actors.messages import (
     ErrorCode,
     EventKind,
     Failure,
+    Input,
     Leave,
+    Message,
     ModelCall,
     Objective,
     ObjectiveKind,
     Open,
+    Output,
+    Sampling,
+    Segment,
     SessionId,
     Submit,
+    Tenant,
+    Text,
+    Unwant,
     VarId,
     Want,
     Why,
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler import core as core_module
-from myna.actors.scheduler.commands import AppendClose, Dispatch, EndVariable, Halt, PurgeSession, SayHello
-from myna.actors.scheduler.core import CLOSING, EARLY, LOST_BEATS, SETTLE, SUSPECT, UNSERVED, SchedulerCore
-from myna.actors.scheduler.events import Ended, Heard, Led, Logged, Tick
+from myna.actors.scheduler.attempts import LOST_BEATS, MOST_OVERTAKEN, SUSPECT, UNSERVED
+from myna.actors.scheduler.commands import AppendClose, Dispatch, EndVariable, Halt, Inquire, PurgeSession, SayHello
+from myna.actors.scheduler.core import SchedulerCore
+from myna.actors.scheduler.dispatch import SETTLE
+from myna.actors.scheduler.events import Ended, Garbled, Heard, Led, Logged, Tick, Touched, Unlogged
 from myna.actors.scheduler.graph import CallState
+from myna.actors.scheduler.ledger import CLOSING, EARLY
+from myna.actors.scheduler.policies.objectives import Urgency
 from tests.actors.scheduler.world import SESSION, TENANT, World, opened
 from tests.actors.stage import call
 
@@ -72,7 +84,7 @@ def deliver(world: World) -> None:
 
 
 def settled(world: World) -> World:
-    while world.core._settles_at is not None:
+    while world.core.settling:
         world.tick()
     return world
 
@@ -139,7 +151,11 @@ def test_a_retryable_failure_is_tried_again_so_often_and_then_the_variable_fails
     assert len(world.dispatched) == 3
     (end,) = of(EndVariable, world)
     assert isinstance(end.outcome, Failure)
-    assert (end.outcome.call, end.outcome.function, end.outcome.message) == ("call-a", "a", "broken")
+    assert (end.outcome.call, end.outcome.function, end.outcome.message) == (
+        "call-a",
+        "a",
+        "given up after 3 attempts: broken",
+    )
     world.step()
     world.step()
     assert world.ended[SESSION, VarId("b")] is OutcomeStatus.FAILURE
@@ -434,7 +450,8 @@ def test_late_calls_of_a_closed_session_are_answered_even_if_a_crash_comes_betwe
     assert late.outcome.code is ErrorCode.SESSION_CLOSED
     assert "done" in late.outcome.message
     assert of(EndVariable, world, variable="later")
-    assert of(PurgeSession, world, session=stranger[1])
+    world.tick(CLOSING + 0.1)
+    assert of(Inquire, world, session=stranger[1]), "and purged, when whoever waits could read it"
 
 
 def test_a_rebuilt_scheduler_finishes_the_purge_of_a_closed_session() -> None:
@@ -484,7 +501,7 @@ def test_a_session_expires_when_it_is_idle_but_not_while_a_call_runs_or_a_client
     world.finish(world.workers[WorkerId("w")], key("a"))
     world.read_streams()
     world.tick(9.0)
-    world.feed(core_module.Touched(*SESSION, world.now))
+    world.feed(Touched(*SESSION, world.now))
     world.tick(9.0)
     assert not of(AppendClose, world)
     world.tick(2.0)
@@ -507,7 +524,7 @@ def test_a_session_of_another_protocol_is_closed_with_the_reason() -> None:
 
 def test_two_tenants_with_the_same_names_never_meet() -> None:
     world = opened(call("a"), call("b", "a"))
-    other = (core_module.Tenant("other"), SESSION[1])
+    other = (Tenant("other"), SESSION[1])
     world.append(other, Open(protocol=PROTOCOL))
     world.append(other, Submit(calls=(call("a"), call("b", "a"))))
     world.read_streams()
@@ -530,7 +547,89 @@ def test_a_value_that_comes_before_its_session_counts_and_one_without_a_session_
     ghost = SessionId("ghost")
     world.feed(Ended(TENANT, ghost, VarId("a"), OutcomeStatus.VALUE, 0, world.now))
     world.tick(EARLY + 0.1)
+    assert of(Inquire, world, session=ghost), "the log may only be late"
+    assert not of(PurgeSession, world, session=ghost)
+    world.feed(Unlogged(TENANT, ghost, world.now))
     assert of(PurgeSession, world, session=ghost)
+
+
+def test_a_value_is_kept_for_its_session_however_late_the_log_is() -> None:
+    world = World()
+    world.ended[SESSION, VarId("a")] = OutcomeStatus.VALUE
+    world.feed(Ended(*SESSION, VarId("a"), OutcomeStatus.VALUE, 0, world.now))
+    for _ in range(5):
+        world.tick(EARLY + 0.1)
+    world.join("w")
+    world.read_mail()
+    assert len(of(Inquire, world)) == 5
+    world.append(SESSION, Open(protocol=PROTOCOL))
+    world.append(SESSION, Submit(calls=(call("a"), call("b", "a"))))
+    world.read_streams()
+    assert [c for _, c in dispatched(world)] == ["call-b"]
+    world.feed(Unlogged(*SESSION, world.now))
+    assert not of(PurgeSession, world), "an answer that comes when the session is known changes nothing"
+
+
+def test_a_session_of_which_the_log_holds_only_garbage_is_purged_and_an_open_one_is_not() -> None:
+    world = opened()
+    ghost = SessionId("ghost")
+    for key in (SESSION, (TENANT, ghost)):
+        world.feed(Garbled(*key, world.now))
+    world.tick(EARLY + 0.1)
+    assert [c.session for c in of(Inquire, world)] == [ghost]
+    world.feed(Unlogged(TENANT, ghost, world.now))
+    assert [c.session for c in of(PurgeSession, world)] == [ghost]
+
+
+def test_a_worker_that_leaves_hands_its_calls_over_and_that_costs_them_no_try() -> None:
+    world = opened(call("a", retries=0), workers=1)
+    for _ in range(3):
+        ((worker, _),) = dispatched(world)
+        world.commands.clear()
+        world.feed(Heard(Leave(worker=worker, incarnation=f"{worker}-0"), world.now))
+        assert dispatched(world) == [], "there is nobody else"
+        world.join("w0")
+        world.read_mail()
+    assert not of(EndVariable, world)
+
+
+def test_a_worker_that_is_forced_to_leave_gives_its_reason_to_the_calls_that_it_brings_down() -> None:
+    world = opened(call("a", retries=1), workers=1)
+    for _ in range(2):
+        world.commands.clear()
+        world.feed(Heard(Leave(worker="w0", incarnation="w0-0", reason="the engine process has ended"), world.now))
+        world.join("w0")
+        world.read_mail()
+    (end,) = of(EndVariable, world)
+    assert isinstance(end.outcome, Failure)
+    assert end.outcome.code is ErrorCode.WORKER_LOST
+    assert end.outcome.message == ("given up after 2 attempts: worker 'w0' was lost: the engine process has ended"), (
+        "a poison call is failed after a bounded number of attempts, with the reason"
+    )
+
+
+def test_an_attempt_that_was_overtaken_costs_no_try_but_not_for_ever() -> None:
+    world = opened(call("a", retries=0), workers=1)
+    for tries in range(MOST_OVERTAKEN + 1):
+        assert not of(EndVariable, world), tries
+        run = world.dispatches()[-1].run
+        world.commands.clear()
+        world.feed(Heard(world.workers[WorkerId("w0")].event(EventKind.OVERTAKEN, run), world.now))
+    (end,) = of(EndVariable, world)
+    assert isinstance(end.outcome, Failure)
+    assert "taken" in end.outcome.message
+
+
+def test_a_final_failure_is_not_tried_again_and_its_readers_still_learn_that_another_call_may_succeed() -> None:
+    world = opened(call("a", retries=5))
+    ((_, _),) = dispatched(world)
+    run = world.dispatches()[0].run
+    failure = Failure(code=ErrorCode.ENGINE_ERROR, message="broke off in mid-stream", retryable=True)
+    event = world.workers[WorkerId("w0")].event(EventKind.FAILED, run, failure)
+    world.feed(Heard(structs.replace(event, final=True), world.now))
+    (end,) = of(EndVariable, world)
+    assert isinstance(end.outcome, Failure)
+    assert end.outcome.retryable
 
 
 def test_a_lazy_session_dispatches_what_is_wanted() -> None:
@@ -561,6 +660,63 @@ def test_status_tells_workers_sessions_and_what_waits() -> None:
     assert [(w.worker, w.running, w.capacity) for w in status.workers] == [("w0", 1, 1)]
 
 
+def test_a_dropped_want_halts_what_runs_for_it_and_a_new_one_resumes_it() -> None:
+    world = opened(call("a"), call("b", "a"), lazy=True)
+    world.append(SESSION, Want(variables=("b",), reader="ann"))
+    world.read_streams()
+    deliver(world)
+    world.append(SESSION, Unwant(variables=("b",), reader="ann"))
+    world.read_streams()
+    assert [c.stop.call for c in of(Halt, world)] == ["call-a"]
+    deliver(world)
+    assert not world.workers[WorkerId("w0")].held
+    world.append(SESSION, Want(variables=("a",), reader="bob"))
+    world.read_streams()
+    assert [r.resume for r in world.dispatched] == [False, True]
+
+
+def test_a_want_before_its_call_decides_from_the_first_moment() -> None:
+    world = opened(call("x"), call("y"), workers=0)
+    world.append(SESSION, Want(variables=("a",), objective=Objective(kind=ObjectiveKind.LATENCY)))
+    world.append(SESSION, Submit(calls=(call("a"),)))
+    world.read_streams()
+    world.join("w", capacity=1)
+    world.read_mail()
+    assert dispatched(world) == [("w", "call-a")]
+
+
+def test_a_new_get_changes_what_is_queued() -> None:
+    world = opened(call("x"), call("y"), call("z"), workers=0)
+    world.append(SESSION, Want(variables=("z",), objective=Objective(kind=ObjectiveKind.LATENCY)))
+    world.append(SESSION, Want(variables=("x",), objective=Objective(kind=ObjectiveKind.THROUGHPUT)))
+    world.read_streams()
+    order = []
+    worker = world.join("w", capacity=1)
+    for _ in range(3):
+        world.read_mail()
+        order += [c for _, c in dispatched(world)]
+        deliver(world)
+        for held in list(worker.held):
+            world.finish(worker, held)
+        world.read_streams()
+        order += [c for _, c in dispatched(world)]
+    assert list(dict.fromkeys(order)) == ["call-z", "call-y", "call-x"]
+
+
+def test_a_sessions_objective_is_that_of_its_results_and_what_they_need_follows() -> None:
+    world = World()
+    world.append(SESSION, Open(protocol=PROTOCOL, objective=Objective(kind=ObjectiveKind.TPOT, seconds=0.05)))
+    own = Objective(kind=ObjectiveKind.THROUGHPUT)
+    world.append(SESSION, Submit(calls=(call("a"), call("b"), call("c", "a", "b"), call("d", objective=own))))
+    world.read_streams()
+    needs = {name: node(world, name).need for name in "abcd"}
+    assert needs["c"].tpot == 0.05
+    assert needs["c"].paced
+    assert needs["a"].urgency is Urgency.INTERACTIVE
+    assert not needs["a"].paced  # one of a group: the time of all counts
+    assert needs["d"].urgency is Urgency.BATCH
+
+
 # --- everything at once -----------------------------------------------------------------------------------------------
 
 SESSIONS = [(TENANT, SessionId(s)) for s in ("s", "u")]
@@ -581,8 +737,24 @@ def some_calls(draw: st.DrawFn) -> list[ModelCall]:
         outputs = draw(st.sampled_from((1, 1, 2)))
         objective = draw(objectives)
         options = {"retries": draw(st.integers(0, 3)), "objective": objective}
-        made.append(call(f"v{i}", *(f"v{n}" for n in inputs), outputs=outputs, **options))
+        one = call(f"v{i}", *(f"v{n}" for n in inputs), outputs=outputs, **options)
+        made.append(alike(one) if draw(st.booleans()) else one)
     return made
+
+
+def alike(one: ModelCall) -> ModelCall:
+    """The call, drawn greedily and with the same text as others, so that one may take the other's results."""
+    (message,) = one.messages
+    segments: list[Segment] = []
+    for segment in message.segments:
+        match segment:
+            case Text():
+                segments.append(Text(text="the same " * 200))  # long enough to be kept, and computed ahead
+            case Output():
+                segments.append(structs.replace(segment, sampling=Sampling(temperature=0.0)))
+            case Input():
+                segments.append(segment)
+    return structs.replace(one, messages=(Message(segments=tuple(segments)),), memoise=True)
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -595,7 +767,7 @@ class CoreMachine(RuleBasedStateMachine):
     @initialize(workers=st.integers(1, 3), lazy=st.sampled_from((False, False, True)), calls=some_calls())
     def open(self, workers: int, lazy: bool, calls: list[ModelCall]) -> None:
         for n in range(workers):
-            self.world.join(f"w{n}", capacity=n + 1)
+            self.world.join(f"w{n}", capacity=n + 1, tokens=2000 if n else None)
         for session in SESSIONS:
             self.world.append(session, Open(protocol=PROTOCOL, lazy=lazy, ttl=1000.0))
             self.world.append(session, Declare(variables=tuple(f"v{i}" for i in range(8))))
@@ -631,6 +803,10 @@ class CoreMachine(RuleBasedStateMachine):
     def want(self, session: Any, names: list[str], objective: Objective | None) -> None:
         self.world.append(session, Want(variables=tuple(names), objective=objective))
 
+    @rule(session=sessions, names=st.lists(variables, min_size=1, max_size=3))
+    def unwant(self, session: Any, names: list[str]) -> None:
+        self.world.append(session, Unwant(variables=tuple(names)))
+
     @rule(name=variables)
     def ask_why(self, name: str) -> None:
         assert len(self.world.core.why(Why(call=f"call-{name}"), self.world.now).calls) <= len(SESSIONS)
@@ -639,9 +815,9 @@ class CoreMachine(RuleBasedStateMachine):
     def set_by_hand(self, session: Any, name: str) -> None:
         self.world.store(session, VarId(name), None)
 
-    @rule(session=sessions, name=variables)
-    def cancel(self, session: Any, name: str) -> None:
-        self.world.append(session, Cancel(calls=(f"call-{name}",)))
+    @rule(session=sessions, name=variables, upstream=st.booleans())
+    def cancel(self, session: Any, name: str, upstream: bool) -> None:
+        self.world.append(session, Cancel(calls=(f"call-{name}",), upstream=upstream))
 
     # what the network does
 

@@ -44,10 +44,10 @@ class Play:
         self.runs: list[str] = []
 
     def take(self, effects: Effects) -> Effects:
-        for node in [*effects.halted, *effects.ended]:
+        for node in [*effects.halted, *effects.withdrawn, *effects.ended]:
             node.worker = None
         for node in effects.ready:
-            assert node not in self.ready
+            assert node not in self.ready or node in effects.withdrawn
             self.ready.append(node)
         self.ready = [n for n in self.ready if n.state is CallState.READY]
         self.pending += effects.doomed
@@ -500,6 +500,84 @@ def test_a_late_entry_costs_its_own_size_and_not_the_graphs() -> None:
     assert work(graph) - before < 30
 
 
+# --- what nobody needs any more ---------------------------------------------------------------------------------------
+
+
+def states(play: Play) -> dict[str, CallState]:
+    return {n.id.removeprefix("call-"): n.state for n in play.graph.calls.values()}
+
+
+def test_in_a_lazy_session_what_only_a_dropped_want_needed_stops_and_starts_again_when_wanted() -> None:
+    play = Play(lazy=True)
+    play.submit(call("a"), call("b", "a"), call("c", "a"))
+    play.take(play.graph.want([VarId("b")], "ann"))
+    play.start(play.ready[0])
+    effects = play.take(play.graph.unwant([VarId("b")], "ann"))
+    assert [n.id for n in effects.withdrawn] == ["call-a"]
+    assert states(play) == dict.fromkeys("abc", CallState.WAITING)
+    play.take(play.graph.want([VarId("c")], "bob"))
+    play.run_all()
+    assert play.runs == ["call-a", "call-a", "call-c"]
+    assert states(play)["b"] is CallState.WAITING
+
+
+def test_a_want_that_somebody_else_shares_is_not_dropped() -> None:
+    play = Play(lazy=True)
+    play.submit(call("a"), call("b", "a"))
+    play.take(play.graph.want([VarId("b")], "ann"))
+    play.take(play.graph.want([VarId("a")], "bob"))
+    play.take(play.graph.unwant([VarId("b")], "ann"))
+    assert play.names == ["call-a"]
+    play.take(play.graph.unwant([VarId("a")], "nobody"))
+    assert play.names == ["call-a"]
+
+
+def test_in_a_lazy_session_a_failed_consumer_takes_its_needs_with_it() -> None:
+    play = Play(lazy=True)
+    play.submit(call("a"), call("b"), call("c", "a", "b"), call("d", "b"))
+    play.take(play.graph.want([VarId("c"), VarId("d")]))
+    for node in list(play.ready):
+        play.start(node)
+    failed = next(n for n in play.graph.calls.values() if n.id == "call-a")
+    effects = play.take(play.graph.fail(failed, Failure(code=ErrorCode.ENGINE_ERROR, message="no")))
+    play.settle()
+    assert [n.id for n in effects.halted] == ["call-a"]
+    assert states(play) == {
+        "a": CallState.ENDED,
+        "b": CallState.RUNNING,  # d needs it
+        "c": CallState.ENDED,
+        "d": CallState.WAITING,
+    }
+
+
+def test_in_a_lazy_session_what_was_needed_for_a_result_set_by_hand_stops() -> None:
+    play = Play(lazy=True)
+    play.submit(call("a"), call("b", "a"))
+    play.take(play.graph.want([VarId("b")]))
+    play.start(play.ready[0])
+    play.value("b")
+    assert states(play) == {"a": CallState.WAITING, "b": CallState.ENDED}
+
+
+def test_in_an_eager_session_results_are_wanted_by_default_whatever_becomes_of_their_consumers() -> None:
+    play = Play()
+    play.submit(call("a"), call("b", "a"))
+    play.take(play.graph.cancel([CallId("call-b")], "no more"))
+    play.settle()
+    assert play.names == ["call-a"]
+
+
+def test_upstream_a_cancellation_takes_what_was_made_for_nobody_else_and_nobody_waits_for() -> None:
+    play = Play()
+    play.submit(call("a"), call("b", "a"), call("c", "b"), call("d", "a"), call("e"), call("f", "e", "c"))
+    play.take(play.graph.want([VarId("e")], "ann"))
+    effects = play.take(play.graph.cancel([CallId("call-f")], "no more", upstream=True))
+    assert [v for v, _ in effects.doomed] == ["f", "c", "b"]
+    play.settle()
+    assert play.names == ["call-a", "call-e"]  # d needs a, and somebody waits for e
+    assert "nobody needs it now: no more" in play.cancellation("b").reason
+
+
 # --- everything at once -----------------------------------------------------------------------------------------------
 
 NAMES = [f"v{i}" for i in range(9)]
@@ -551,9 +629,13 @@ class GraphMachine(RuleBasedStateMachine):
     def declare(self, variables: list[str]) -> None:
         self.play.graph.declare(VarId(v) for v in variables)
 
-    @rule(variables=st.lists(names, min_size=1, max_size=3))
-    def want(self, variables: list[str]) -> None:
-        self.play.take(self.play.graph.want(VarId(v) for v in variables))
+    @rule(variables=st.lists(names, min_size=1, max_size=3), reader=st.sampled_from(("", "ann")))
+    def want(self, variables: list[str], reader: str) -> None:
+        self.play.take(self.play.graph.want((VarId(v) for v in variables), reader))
+
+    @rule(variables=st.lists(names, min_size=1, max_size=3), reader=st.sampled_from(("", "ann")))
+    def unwant(self, variables: list[str], reader: str) -> None:
+        self.play.take(self.play.graph.unwant((VarId(v) for v in variables), reader))
 
     @rule(variable=names)
     def set_by_hand(self, variable: str) -> None:
@@ -586,9 +668,9 @@ class GraphMachine(RuleBasedStateMachine):
                 failure = Failure(code=ErrorCode.ENGINE_ERROR, message="no", call=node.id)
                 self.play.take(self.play.graph.fail(node, failure))
 
-    @rule(calls=st.lists(st.sampled_from([f"c{i}" for i in range(12)]), max_size=3))
-    def cancel(self, calls: list[str]) -> None:
-        self.play.take(self.play.graph.cancel([CallId(c) for c in calls], "no more"))
+    @rule(calls=st.lists(st.sampled_from([f"c{i}" for i in range(12)]), max_size=3), upstream=st.booleans())
+    def cancel(self, calls: list[str], upstream: bool) -> None:
+        self.play.take(self.play.graph.cancel([CallId(c) for c in calls], "no more", upstream=upstream))
 
     @rule(data=st.data())
     def store(self, data: st.DataObject) -> None:

@@ -199,7 +199,7 @@ async def test_an_event_on_which_the_core_itself_fails_is_skipped_and_the_rest_g
         failed.append(key)
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(core, "_touch", touch)
+    monkeypatch.setattr(core._ledger, "touch", touch)
     bus = await play.bus("app")
     await bus.publish(subjects.alive(TENANT, SessionId("s")), codec.encode(Alive()))
     await until(lambda: bool(failed), "the failure")

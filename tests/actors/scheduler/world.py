@@ -41,11 +41,15 @@ from myna.actors.scheduler.commands import (
     Dispatch,
     EndVariable,
     Halt,
+    Inquire,
+    Keep,
+    LetGo,
     PurgeSession,
     SayHello,
 )
-from myna.actors.scheduler.core import SchedulerCore, SessionKey
-from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick
+from myna.actors.scheduler.core import SchedulerCore
+from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Unlogged
+from myna.actors.scheduler.state import SessionKey
 
 TENANT = Tenant("t")
 HeldKey = tuple[Tenant, SessionId, CallId]
@@ -68,6 +72,7 @@ class ModelWorker:
 
     id: WorkerId
     capacity: int = 2
+    tokens: int | None = None
     life: int = 0
     up: bool = True
     heard: bool = True
@@ -75,6 +80,7 @@ class ModelWorker:
     held: dict[HeldKey, Run] = field(default_factory=dict)
     inbox: list[Run | Stop | int] = field(default_factory=list)
     begun: list[tuple[HeldKey, int]] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
     refuses: bool = False
 
     @property
@@ -92,6 +98,7 @@ class ModelWorker:
             incarnation=self.incarnation,
             serves=("m",),
             capacity=self.capacity,
+            tokens=self.tokens,
             resumable=True,
             running=self.running(),
         )
@@ -185,7 +192,8 @@ class World:
                 self._read[which] += 1
                 if isinstance(item, Stored):
                     key, failure = item.key, item.failure
-                    self.feed(Ended(*key, item.variable, item.status, item.attempt, self.now, failure))
+                    ended = Ended(*key, item.variable, item.status, item.attempt, self.now, failure, content="same")
+                    self.feed(ended)
                 else:
                     self.feed(Logged(*item[0], item[1], self.now))
 
@@ -201,12 +209,22 @@ class World:
             case Halt(worker=to, stop=stop):
                 if not lost and to in self.workers:
                     self.workers[to].inbox.append(stop)
+            case Keep(worker=to, retain=retain):
+                if not lost and to in self.workers:
+                    self.workers[to].kept.add(retain.id)
+            case LetGo(worker=to, release=release):
+                if not lost and to in self.workers:
+                    self.workers[to].kept.difference_update(release.ids)
             case EndVariable(tenant, session, variable, outcome):
                 self.store((tenant, session), variable, outcome)
             case AppendClose(tenant, session, close):
                 self.append((tenant, session), close)
             case PurgeSession(tenant, session):
                 self.purge((tenant, session))
+            case Inquire(tenant, session):
+                coming = any(key == (tenant, session) for key, _ in self.log[self._read[0] :])
+                if not coming:
+                    self.feed(Unlogged(tenant, session, self.now))
 
     def carry_out_all(self) -> None:
         while self.commands:
@@ -239,8 +257,8 @@ class World:
 
     # --- workers ---
 
-    def join(self, name: str, capacity: int = 2) -> ModelWorker:
-        worker = self.workers[WorkerId(name)] = ModelWorker(WorkerId(name), capacity)
+    def join(self, name: str, capacity: int = 2, tokens: int | None = None) -> ModelWorker:
+        worker = self.workers[WorkerId(name)] = ModelWorker(WorkerId(name), capacity, tokens)
         self.mail.append(worker.announce())
         return worker
 

@@ -15,6 +15,7 @@ from myna.actors.messages import (
     Event,
     EventKind,
     LogEntry,
+    ModelCall,
     Open,
     Running,
     SessionId,
@@ -27,13 +28,16 @@ from myna.actors.messages import (
     WorkerKind,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.program import outputs_of
+from myna.actors.program import inputs_of, outputs_of
 from myna.actors.scheduler.commands import (
     AppendClose,
     Command,
     Dispatch,
     EndVariable,
     Halt,
+    Inquire,
+    Keep,
+    LetGo,
     PurgeSession,
     SayHello,
     WakeAt,
@@ -41,7 +45,7 @@ from myna.actors.scheduler.commands import (
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.scheduler.events import Ended, Heard, Led, Logged, SchedulerEvent, Tick, Wake
 from myna.actors.scheduler.policies import Policies
-from myna.actors.scheduler.policies.prefixes import chain_of
+from myna.actors.scheduler.policies.prefixes import Describe, chain_of
 from tests.benchmarks.simulation.engine import Engine, EngineModel, Request
 from tests.benchmarks.simulation.workloads import Job
 
@@ -87,6 +91,7 @@ class Cluster:
         self._number = 0
         self._clients: dict[SessionId, Client] = {}
         self._held: dict[WorkerId, dict[tuple[str, str, str], int]] = {}
+        self._outputs: dict[tuple[str, str, str], tuple[VarId, ...]] = {}
         self._left = 0
         for n in range(engines):
             worker = WorkerId(f"e{n}")
@@ -143,17 +148,13 @@ class Cluster:
             case Dispatch(worker=worker, run=run):
                 self.dispatches += 1
                 client = self._clients[SessionId(run.session)]
-                job = client.job
-
-                def describe(variable: VarId) -> tuple[object, float]:
-                    return (run.session, variable), float(job.given.get(variable) or job.outputs[variable])
-
                 call = run.call
-                assert call.__class__.__name__ == "ModelCall"
-                chain = chain_of(call, run.tenant, describe)  # type: ignore[arg-type]
+                assert isinstance(call, ModelCall)
+                chain = chain_of(call, run.tenant, _describe(client))
                 key = (run.tenant, run.session, call.id)
                 self._held[worker][key] = run.attempt
-                output = sum(client.job.outputs[v] for v in outputs_of(call))
+                self._outputs[key] = outputs_of(call)
+                output = sum(client.job.outputs[v] for v in self._outputs[key])
                 self.engines[worker].submit(Request(key, chain.boundaries, chain.prompt, output), now)
             case Halt(worker=worker, stop=stop):
                 key = (stop.tenant, stop.session, stop.call)
@@ -165,7 +166,16 @@ class Cluster:
                 self._at(now, lambda t: self._feed(Ended(tenant, session, variable, OutcomeStatus.FAILURE, 0, t)))
             case WakeAt(at=at):
                 self._at(at, lambda t: self._feed(Wake(t)))
-            case SayHello() | AppendClose() | PurgeSession():
+            case Keep(worker=worker, retain=retain):
+                asking = self._clients.get(SessionId(retain.session))
+                if asking is not None:
+                    prefix = chain_of(retain.call, retain.tenant, _describe(asking))
+                    known = tuple(b for b in prefix.boundaries[: prefix.prompt] if b.tokens <= prefix.tokens)
+                    self.engines[worker].keep(retain.id, known, now, retain.distance)
+            case LetGo(worker=worker, release=release):
+                for name in release.ids:
+                    self.engines[worker].let_go(name)
+            case SayHello() | AppendClose() | PurgeSession() | Inquire():
                 pass
 
     def _tick(self, now: float) -> None:
@@ -193,9 +203,10 @@ class Cluster:
     def _ask(self, client: Client, now: float) -> None:
         job, stage = client.job, client.job.stages[client.stage]
         client.open = set(stage.wants)
-        client.turn = Turn(job, now)
-        self.turns.append(client.turn)
-        used = {v for c in stage.calls for s in c.messages[0].segments for v in getattr(s, "variables", ())}
+        if client.turn is None or not job.whole:
+            client.turn = Turn(job, now)
+            self.turns.append(client.turn)
+        used = {v for c in stage.calls for v in inputs_of(c)}
         given = [v for v in job.given if v in used and v not in client.values]
         if given:
             self._log(client, Declare(variables=tuple(given)), now)
@@ -228,13 +239,14 @@ class Cluster:
         client = self._clients.get(SessionId(session))
         if attempt is None or client is None:
             return
-        name = call_id.removeprefix("c-")
+        names = self._outputs.pop(request.key)
         usage = Usage(
             prompt_tokens=round(request.prompt_tokens),
             cached_tokens=round(request.cached),
             output_tokens=request.output,
         )
-        self._value(client, name, client.job.outputs[name], usage, now)
+        for name in names:
+            self._value(client, name, client.job.outputs[name], usage, now)
         event = Event(
             worker=worker,
             kind=EventKind.FINISHED,
@@ -245,11 +257,11 @@ class Cluster:
             usage=usage,
         )
         self._feed(Heard(event, now))
-        if name in client.open:
-            self._result(client, name, request, now)
+        if not client.open.isdisjoint(names):
+            self._result(client, names, request, now)
 
-    def _result(self, client: Client, name: str, request: Request, now: float) -> None:
-        client.open.discard(name)
+    def _result(self, client: Client, names: tuple[VarId, ...], request: Request, now: float) -> None:
+        client.open.difference_update(names)
         turn = client.turn
         assert turn is not None
         if not client.open:
@@ -262,3 +274,13 @@ class Cluster:
             else:
                 think = client.job.stages[client.stage].think
                 self._at(now + think, lambda t: self._ask(client, t))
+
+
+def _describe(client: Client) -> Describe:
+    """Names and true lengths of a job's variables."""
+    job = client.job
+
+    def describe(variable: VarId) -> tuple[object, float]:
+        return (client.session, variable), float(job.given.get(variable) or job.outputs[variable])
+
+    return describe

@@ -11,12 +11,20 @@ import json
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from myna.actors.scheduler.policies.prefixes import Boundary
 
 HERE = Path(__file__).parent
+HELD_OUT = (
+    ("shared P2048 U256 B16", 2048, 256, 16),
+    ("shared P6000 U500 B32", 6000, 500, 32),
+    ("shared P8192 U128 B64", 8192, 128, 64),
+    ("shared P32768 U512 B32", 32768, 512, 32),
+)
+"""Measured decode steps that the fit does not see: name, tokens of the prefix and of each own part, sequences."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,11 @@ class EngineModel:
         """One step."""
         return self.base + self.slope * sequences + self.kv * tokens + self.prefill * prompt
 
-    def cost(self, prompt: float, output: float, batch: int = 64) -> float:
-        """Seconds of a busy engine that a call takes: its part of steps shared by `batch` sequences of its kind."""
-        step = self.step(batch, batch * (prompt + output / 2))
-        return prompt * self.prefill + output * step / batch
+    def cost(self, new: float, context: float, output: float, batch: int = 64) -> float:
+        """Seconds of a busy engine that a call takes, of whose `context` so many tokens are `new`: its part of steps shared by
+        `batch` sequences of its kind."""
+        step = self.step(batch, batch * (context + output / 2))
+        return new * self.prefill + output * step / batch
 
 
 def load(path: Path | None = None) -> EngineModel:
@@ -62,6 +71,17 @@ def fit(anchors: dict[str, Any]) -> EngineModel:
     base, slope, kv = _solve(points)
     prefill = sum(rows[f"prefill {n}"]["s"] / n for n in (4096, 16384)) / 2
     return EngineModel(base, slope, kv, prefill, source=f"{anchors['device']}, vllm {anchors['engine']['vllm']}")
+
+
+def errors(model: EngineModel, anchors: dict[str, Any]) -> dict[str, float]:
+    """Relative errors of the model's steps on measured ones that it was not fitted to: decoding under a long shared prefix, which
+    that engine reads once for each sequence."""
+    rows = anchors["engine"]["default"]
+    found: dict[str, float] = {}
+    for name, prefix, own, batch in HELD_OUT:
+        measured = rows[name]["step_ms"] / 1e3
+        found[name] = model.step(batch, batch * (prefix + own + 96.0)) / measured - 1.0
+    return found
 
 
 def _solve(points: list[tuple[list[float], float]]) -> list[float]:
@@ -87,6 +107,8 @@ class Request:
     cached: float = 0.0
     admitted: bool = False
     dropped: bool = False
+    ahead: bool = False
+    """Nobody waits for it: a prefix that calls to come begin with."""
     first: float | None = None
     last_clock: int = 0
     generated_from: int = 0
@@ -119,7 +141,11 @@ class Engine:
     clock: int = 0
     cached_tokens: float = 0.0
     prompt_tokens: float = 0.0
-    _cache: OrderedDict[int, _Entry] = field(default_factory=OrderedDict)
+    _cache: dict[int, _Entry] = field(default_factory=dict)
+    _idle: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    _kept: dict[str, tuple[float, tuple[Boundary, ...]]] = field(default_factory=dict)
+    _readers: dict[int, int] = field(default_factory=dict)
+    _idle_kept: dict[int, None] = field(default_factory=dict)
     _stored: float = 0.0
     _read: float = 0.0
     _generated: float = 0.0
@@ -140,6 +166,29 @@ class Engine:
         for request in [*self.waiting, *(r for _, _, r in self.decoding)]:
             if request.key == key:
                 request.dropped = True
+
+    def keep(self, name: str, boundaries: tuple[Boundary, ...], now: float, distance: float) -> None:
+        """A prefix is computed, if need be, and goes last when memory is needed."""
+        if name in self._kept or not boundaries:
+            return
+        self._kept[name] = (now + distance, boundaries)
+        for boundary, _ in boundaries:
+            self._readers[boundary] = self._readers.get(boundary, 0) + 1
+            if boundary in self._idle:
+                del self._idle[boundary]
+                self._idle_kept[boundary] = None
+        if any(boundary not in self._cache for boundary, _ in boundaries):
+            self.submit(Request(("", "", name), boundaries, len(boundaries), 1, ahead=True), now)
+
+    def let_go(self, name: str) -> None:
+        """It is a cache like any other."""
+        _, boundaries = self._kept.pop(name, (0.0, ()))
+        for boundary, _ in reversed(boundaries):
+            self._readers[boundary] -= 1
+            if not self._readers[boundary]:
+                del self._readers[boundary]
+                if self._idle_kept.pop(boundary, 1) is None:
+                    self._idle[boundary] = None
 
     def figures(self) -> dict[str, float]:
         """What it tells in a beat."""
@@ -255,8 +304,9 @@ class Engine:
         request.cached = known if request.prompt_tokens > known else max(known - 1.0, 0.0)
         request.missing = request.prompt_tokens - request.cached
         request.admitted = True
-        self.cached_tokens += request.cached
-        self.prompt_tokens += request.prompt_tokens
+        if not request.ahead:
+            self.cached_tokens += request.cached
+            self.prompt_tokens += request.prompt_tokens
         before = 0.0
         for name, tokens in request.boundaries[: request.prompt]:
             entry = self._cache.get(name)
@@ -266,8 +316,9 @@ class Engine:
                 self._pending.add(name)
             if entry.references == 0:
                 self._read += entry.tokens
+                self._idle.pop(name, None)
+                self._idle_kept.pop(name, None)
             entry.references += 1
-            self._cache.move_to_end(name)
             before = tokens
         self._evict(request.output)
         return True
@@ -282,32 +333,49 @@ class Engine:
 
     def _release(self, request: Request) -> None:
         """It holds its context no more; prompt and output stay cached until the memory is needed."""
-        for name, _ in request.boundaries[: request.prompt]:
+        self._keep_output(request)
+        for name, _ in reversed(request.boundaries[: request.prompt]):  # a leaf goes before what it hangs on
             entry = self._cache[name]
             entry.references -= 1
             if entry.references == 0:
                 self._read -= entry.tokens
-                self._cache.move_to_end(name)
                 if name in self._pending:
                     self._pending.discard(name)
                     self._stored -= self._cache.pop(name).tokens
-        if request.first is not None:
-            self._generated -= self.clock - request.generated_from + 1
-            before = request.prompt_tokens
-            for name, tokens in request.boundaries[request.prompt :]:
-                if name not in self._cache:
-                    self._cache[name] = _Entry(tokens - before)
-                    self._stored += tokens - before
-                self._cache.move_to_end(name)
-                before = tokens
+                else:
+                    self._rest(name)
         self._evict(0)
 
-    def _evict(self, room: float) -> None:
-        if self._stored + self._generated + room <= self.model.tokens:
+    def _rest(self, name: int) -> None:
+        """Nobody holds it now."""
+        if name in self._readers:
+            self._idle_kept[name] = None
+        else:
+            self._idle[name] = None
+
+    def _keep_output(self, request: Request) -> None:
+        if request.first is None:
             return
-        for name in [n for n, e in self._cache.items() if e.references == 0]:
-            tokens = self._cache.pop(name).tokens
-            self._stored -= tokens
-            self.totals["evicted_tokens"] += tokens
-            if self._stored + self._generated + room <= self.model.tokens:
+        self._generated -= self.clock - request.generated_from + 1
+        after = request.boundaries[request.prompt :]
+        lengths = (b.tokens - a.tokens for a, b in pairwise(request.boundaries[request.prompt - 1 :]))
+        for (name, _), tokens in reversed(list(zip(after, lengths, strict=True))):
+            entry = self._cache.get(name)
+            if entry is None:
+                self._cache[name] = _Entry(tokens)
+                self._stored += tokens
+                self._rest(name)
+            elif name in self._idle:
+                self._idle.move_to_end(name)
+
+    def _evict(self, room: float) -> None:
+        while self._stored + self._generated + room > self.model.tokens:
+            if self._idle:
+                name, _ = self._idle.popitem(last=False)
+                tokens = self._cache.pop(name).tokens
+                self._stored -= tokens
+                self.totals["evicted_tokens"] += tokens
+            elif self._idle_kept and self._kept:
+                self.let_go(max(self._kept, key=lambda kept: self._kept[kept][0]))  # the one that is used last
+            else:
                 return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.benchmarks.simulation.cluster import Cluster, Turn
@@ -15,7 +15,9 @@ PATIENCE = 4.0
 
 @dataclass(frozen=True)
 class Summary:
-    """Seconds, and shares from 0 to 1. `fairness` is Jain's index of the tenants' mean slowdowns."""
+    """Seconds, and shares from 0 to 1. `fairness`: how near the worst-off tenant comes to what it would have if its share of the
+    engines were its own (the sharing incentive): the least, over tenants, of its mean time there over its mean time here, at
+    most 1. It counts against a policy that a tenant is slowed by others, and not that another is quicker."""
 
     mean_jct: float
     p99_jct: float
@@ -31,18 +33,26 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def summarize(cluster: Cluster, turns: Sequence[Turn], model: EngineModel) -> Summary:
-    """All turns, which must all have ended."""
+def by_tenant(turns: Sequence[Turn]) -> dict[str, float]:
+    """Each tenant's mean seconds."""
+    taken: dict[str, list[float]] = {}
+    for turn in turns:
+        taken.setdefault(turn.job.tenant, []).append(_seconds(turn))
+    return {tenant: sum(t) / len(t) for tenant, t in taken.items()}
+
+
+def summarize(
+    cluster: Cluster, turns: Sequence[Turn], model: EngineModel, own: Mapping[str, float] | None = None
+) -> Summary:
+    """All turns, which must all have ended. `own`: mean seconds of each tenant with its share of the engines to itself."""
     taken = [_seconds(t) for t in turns]
-    slowdown: dict[str, list[float]] = {}
+    had = by_tenant(turns)
     good = 0
     for turn, seconds in zip(turns, taken, strict=True):
         best = _alone(turn, model)
-        slowdown.setdefault(turn.job.tenant, []).append(seconds / best)
         objective = turn.job.objective
         limit = objective.seconds if objective is not None and objective.seconds is not None else PATIENCE * best
         good += seconds <= limit
-    means = [sum(s) / len(s) for s in slowdown.values()]
     prompt = sum(e.prompt_tokens for e in cluster.engines.values())
     return Summary(
         mean_jct=sum(taken) / len(taken),
@@ -50,7 +60,7 @@ def summarize(cluster: Cluster, turns: Sequence[Turn], model: EngineModel) -> Su
         mean_ttft=sum((t.first or t.asked) - t.asked for t in turns) / len(turns),
         goodput=good / len(turns),
         hit_rate=sum(e.cached_tokens for e in cluster.engines.values()) / max(prompt, 1.0),
-        fairness=sum(means) ** 2 / (len(means) * sum(m * m for m in means)),
+        fairness=min([1.0, *(seconds / had[tenant] for tenant, seconds in (own or {}).items())]),
     )
 
 
@@ -66,7 +76,7 @@ def _seconds(turn: Turn) -> float:
 
 def _alone(turn: Turn, model: EngineModel) -> float:
     job = turn.job
-    if len(job.stages) == 1:
+    if len(job.stages) == 1 or job.whole:
         return alone(job, model)
     best = [alone(Job(job.kind, job.tenant, 0.0, [stage], job.given, job.outputs), model) for stage in job.stages]
     return sum(best) / len(best)

@@ -22,7 +22,9 @@ from myna.actors.messages import (
     Sampling,
     Segment,
     Text,
+    VarId,
 )
+from myna.actors.program import outputs_of
 from tests.benchmarks.simulation.engine import EngineModel
 
 LATENCY = Objective(kind=ObjectiveKind.LATENCY)
@@ -50,6 +52,8 @@ class Job:
     given: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, int] = field(default_factory=dict)
     objective: Objective | None = None
+    whole: bool = False
+    """Its stages are steps of a program, and count as one: what is waited for is the last result."""
 
     def call(self, name: str, function: str, *parts: str | tuple[str, ...], output: int) -> ModelCall:
         """A call of constants (`=text`) and variables."""
@@ -62,6 +66,15 @@ class Job:
         segments.append(Output(variables=(name,), sampling=_SAMPLING))
         self.outputs[name] = output
         return ModelCall(id=f"c-{name}", function=function, messages=(Message(segments=tuple(segments)),))
+
+    def turn(self, name: str, function: str, system: str, *said: str, output: int) -> ModelCall:
+        """A turn of a conversation: a system prompt (`=text`), then user and assistant by turns, to be answered by the latter."""
+        messages = [Message(segments=(Text(text=system[1:]),), role="system")]
+        for n, part in enumerate(said):
+            messages.append(Message(segments=(Input(variables=(part,)),), role="assistant" if n % 2 else "user"))
+        messages.append(Message(segments=(Output(variables=(name,), sampling=_SAMPLING),), role="assistant"))
+        self.outputs[name] = output
+        return ModelCall(id=f"c-{name}", function=function, messages=tuple(messages))
 
     def give(self, name: str, tokens: int) -> str:
         """A variable that the application sets."""
@@ -76,8 +89,13 @@ class Job:
 
 def constant(name: str, tokens: int) -> str:
     """A constant prompt of so many tokens, the same for the same name."""
+    return "=" + filler(name, 4 * tokens)
+
+
+def filler(name: str, characters: int) -> str:
+    """Text of so many characters, the same for the same name."""
     text = f"{name} "
-    return "=" + (text * math.ceil(4 * tokens / len(text)))[: 4 * tokens]
+    return (text * math.ceil(characters / len(text)))[:characters]
 
 
 Make = Callable[[random.Random, float, str], Job]
@@ -168,9 +186,24 @@ def chat(rng: random.Random, arrival: float, tenant: str) -> Job:
     for turn in range(max(1, round(rng.lognormvariate(1.1, 0.6)))):
         said.append(job.give(f"u{turn}", max(8, round(rng.lognormvariate(4.0, 0.8)))))
         answer = f"a{turn}"
-        call = job.call(answer, "chat", constant("you are helpful", 200), *said, output=rng.randint(30, 300))
+        call = job.turn(answer, "chat", constant("you are helpful", 200), *said, output=rng.randint(30, 300))
         job.stages.append(Stage([call], (answer,), think=rng.expovariate(1 / 6) if turn else 0.0))
         said.append(answer)
+    return job
+
+
+def agent(rng: random.Random, arrival: float, tenant: str) -> Job:
+    """An agent with tools: it sees all that it has done, says what to do next, waits for the tool, and reads what it gave."""
+    job = Job("agent", tenant, arrival, objective=LATENCY, whole=True)
+    done = [job.give("task", max(16, round(rng.lognormvariate(4.5, 0.8))))]
+    prompt = constant(f"you are agent {rng.randrange(8)} and have these tools", 3000)
+    steps = min(40, max(1, round(rng.lognormvariate(1.8, 0.8))))
+    for step in range(steps):
+        name = f"a{step}"
+        call = job.turn(name, "act", prompt, *done, output=rng.randint(40, 250))
+        pause = min(60.0, rng.lognormvariate(0.4, 1.0)) if step else 0.0
+        job.stages.append(Stage([call], (name,), think=pause))
+        done += [name, job.give(f"t{step}", min(6000, round(rng.lognormvariate(5.7, 1.0))))]
     return job
 
 
@@ -212,67 +245,91 @@ class Workload:
     load: float
     jobs: int
     patience: float | None = None
+    recorded: tuple[Job, ...] = ()
+    """If set, the jobs themselves; nothing is made."""
+
+    @property
+    def tenants(self) -> set[str]:
+        """Who asks."""
+        return {p.tenant for p in self.parts} | {j.tenant for j in self.recorded}
 
 
 WORKLOADS = (
     Workload("chains", (Part(chain, 1, "a"),), 1.0, 600),
     Workload("map-reduce", (Part(map_reduce, 1, "a"),), 0.95, 800),
-    Workload("copilot", (Part(copilot, 1, "a"),), 1.0, 4000),
-    Workload("gpts", (Part(gpts, 1, "a"),), 1.0, 4000),
-    Workload("agent teams", (Part(team, 1, "a"),), 1.0, 200),
+    Workload("copilot", (Part(copilot, 1, "a"),), 1.0, 2000),
+    Workload("gpts", (Part(gpts, 1, "a"),), 1.0, 2000),
+    Workload("agent teams", (Part(team, 1, "a"),), 1.0, 120),
     Workload("chats", (Part(chat, 1, "a"),), 0.7, 1500),
     Workload("deadlines", (Part(urgent, 1, "a"),), 1.05, 800, patience=6.0),
     Workload("chat under floods", (Part(chat, 0.03, "chats"), Part(flood, 0.97, "floods")), 0.9, 300),
     Workload(
         "mixed multi-tenant",
         (
-            Part(chain, 0.15, "a"),
-            Part(map_reduce, 0.25, "b"),
-            Part(team, 0.25, "c"),
-            Part(gpts, 0.15, "d"),
-            Part(chat, 0.1, "e"),
-            Part(flood, 0.1, "f"),
+            Part(agent, 0.3, "a"),
+            Part(team, 0.2, "b"),
+            Part(map_reduce, 0.15, "c"),
+            Part(chain, 0.1, "d"),
+            Part(gpts, 0.1, "e"),
+            Part(chat, 0.05, "f"),
+            Part(flood, 0.1, "g"),
         ),
-        1.1,
+        1.3,
         2500,
     ),
 )
 
 
 def work(job: Job, model: EngineModel) -> float:
-    """Engine seconds that a job takes in full batches, its prompts computed without any cache but that of its constants."""
-    total = 0.0
-    for call in job.calls():
-        prompt = sum(
-            sum(job.given.get(v, job.outputs.get(v, 0)) for v in s.variables)
-            for s in call.messages[0].segments
-            if isinstance(s, Input)
-        )
-        total += model.cost(prompt, job.outputs[call.id.removeprefix("c-")])
-    return total
+    """Engine seconds that a job takes in full batches, if what its calls share is computed once."""
+    return sum(model.cost(new, context, sum(job.outputs[v] for v in made)) for made, new, context, _ in _sizes(job))
 
 
 def alone(job: Job, model: EngineModel, engines: int = 4) -> float:
-    """Seconds of a job on an idle cluster, thinking left out: its longest path or its work, whichever is more."""
+    """Seconds of a job on an idle cluster: its longest path or its work, whichever is more. Pauses count where the job is
+    whole."""
     ends: dict[str, float] = {}
     clock = 0.0
+    sizes = iter(_sizes(job))
     for stage in job.stages:
-        for call in stage.calls:
-            prompt, start = 0.0, clock
-            for segment in call.messages[0].segments:
-                if isinstance(segment, Text):
-                    prompt += len(segment.text) / 4
-                elif isinstance(segment, Input):
-                    prompt += sum(job.given.get(v, job.outputs.get(v, 0)) for v in segment.variables)
-                    start = max([start, *(ends.get(v, 0.0) for v in segment.variables)])
-            name = call.id.removeprefix("c-")
-            ends[name] = start + prompt * model.prefill + job.outputs[name] * model.alone
+        clock += stage.think if job.whole else 0.0
+        for _ in stage.calls:
+            made, new, _, inputs = next(sizes)
+            start = max((ends[v] for v in inputs if v in ends), default=clock)
+            tokens = sum(job.outputs[v] for v in made)
+            ends |= dict.fromkeys(made, max(start, clock) + new * model.prefill + tokens * model.alone)
         clock = max(ends[v] for v in stage.wants)
     return max(clock, work(job, model) / engines)
 
 
+def _sizes(job: Job) -> Iterator[tuple[tuple[VarId, ...], float, float, list[str]]]:
+    """Of each call its outputs, the prompt tokens that no call of the job before it has computed (constants left out: they are
+    shared by all jobs), those of its whole prompt, and its inputs."""
+    known: set[tuple[str, ...]] = set()
+    for call in job.calls():
+        new, context, inputs = 0.0, 0.0, []
+        before: tuple[str, ...] = ()
+        for segment in (s for m in call.messages for s in m.segments):
+            if isinstance(segment, Output):
+                known.add((*before, segment.variables[0]))  # what is generated is in the cache too
+                continue
+            names = (segment.text,) if isinstance(segment, Text) else segment.variables
+            for name in names:
+                length = len(name) / 4 if isinstance(segment, Text) else job.given.get(name) or job.outputs[name]
+                before = (*before, name)
+                context += length
+                if isinstance(segment, Input):
+                    inputs.append(name)
+                if isinstance(segment, Input) and before not in known:
+                    new += length
+                known.add(before)
+        yield outputs_of(call), new, context, inputs
+
+
 def jobs(workload: Workload, model: EngineModel, engines: int, seed: int, scale: float = 1.0) -> list[Job]:
     """The jobs of a workload in order of arrival: shares are of the work, not of the number."""
+    if workload.recorded:
+        return list(workload.recorded)
     rng = random.Random(f"{workload.name} {seed}")
     mean = [sum(work(p.make(rng, 0.0, ""), model) for _ in range(40)) / 40 for p in workload.parts]
     rates = [workload.load * engines * p.share / m for p, m in zip(workload.parts, mean, strict=True)]

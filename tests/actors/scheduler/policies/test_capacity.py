@@ -50,22 +50,24 @@ def test_an_engine_of_paced_work_takes_other_work_only_while_its_step_stays_with
     occupancy = measured()
     occupancy.add(CHAT, 0.0)
     taken = 0
-    while occupancy.opens():
-        occupancy.add(BATCH, 0.0)
+    pressure = BATCH.pressure / 50  # hardly any prompts
+    while occupancy.opens(pressure, sole=False):
+        occupancy.add(Cost(1.0, pressure, 1.0), 0.0)
         taken += 1
     assert 1 <= taken < 20
     assert occupancy.step() <= STRETCH * occupancy.steps.alone * 1.05
 
 
-def test_one_call_of_other_work_is_always_taken_and_before_measurement_there_is_no_limit() -> None:
+def test_one_call_of_other_work_is_taken_where_nobody_else_serves_it_and_before_measurement_there_is_no_limit() -> None:
     occupancy = measured()
     for _ in range(500):
         occupancy.add(CHAT, 0.0)
-    assert occupancy.opens()
+    assert occupancy.opens(BATCH.pressure, sole=True)
+    assert not occupancy.opens(BATCH.pressure, sole=False)
     fresh = Occupancy()
     for _ in range(100):
         fresh.add(BATCH, 0.0)
-    assert fresh.opens()
+    assert fresh.opens(BATCH.pressure, sole=False)
     assert fresh.backlog(0.0) == 0.0
 
 

@@ -87,7 +87,7 @@ def test_whatever_is_placed_and_evicted_the_books_agree_and_memory_is_respected(
                 belief.forget(worker)
                 assert belief.matched(path, worker) == 0.0
         belief.check()
-        for holder, matched in belief.holders(path, 3):
+        for holder, matched in belief.holders(path, 3, 0.0):
             assert matched == belief.matched(path, holder)
 
 
