@@ -186,6 +186,8 @@ class ModelCall(Frozen, frozen=True, tag="model"):
     priority: int = 0
     retries: Annotated[int, Meta(ge=0, le=100)] = 2
     cache_prefix: bool = True
+    memoise: bool = False
+    """Its result may be taken from an identical call of the tenant, if all that it draws is determined."""
 
 
 class Argument(Frozen, frozen=True, tag="argument"):
@@ -227,6 +229,12 @@ class Open(Frozen, frozen=True, tag="open"):
     ttl: Annotated[float, Meta(gt=0, le=30 * 86400)] = 3600.0
     priority: int = 0
     name: str = ""
+    objective: Objective | None = None
+    """Of every result of the session for which none is given."""
+    keep: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0.0
+    """Seconds for which what it stored outlives its end, to be exported."""
+    cache: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,80}\Z")] = ""
+    """Prefixes are shared with the tenant's sessions of the same word alone, such as those of one of its own users."""
 
 
 class Declare(Frozen, frozen=True, tag="declare"):
@@ -242,17 +250,28 @@ class Submit(Frozen, frozen=True, tag="submit"):
 
 
 class Want(Frozen, frozen=True, tag="want"):
-    """Somebody waits for these variables: starts them in a lazy session, and carries the objective."""
+    """Somebody, who may name himself as `reader`, waits for these variables: starts them in a lazy session, and carries the
+    objective."""
 
     variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
     objective: Objective | None = None
+    reader: Annotated[str, Meta(max_length=80)] = ""
+
+
+class Unwant(Frozen, frozen=True, tag="unwant"):
+    """`reader` waits for these variables no more: in a lazy session, what nobody else needs stops until it is wanted again."""
+
+    variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
+    reader: Annotated[str, Meta(max_length=80)] = ""
 
 
 class Cancel(Frozen, frozen=True, tag="cancel"):
-    """Cancels these calls and all that needs them; without calls, everything that is unfinished."""
+    """Cancels these calls and all that needs them; without calls, everything that is unfinished. `upstream`: also the calls whose
+    results go only into cancelled ones, and that nobody waits for."""
 
     calls: tuple[Id, ...] = ()
     reason: str = ""
+    upstream: bool = False
 
 
 class Close(Frozen, frozen=True, tag="close"):
@@ -261,7 +280,7 @@ class Close(Frozen, frozen=True, tag="close"):
     reason: str = ""
 
 
-LogEntry = Open | Declare | Submit | Want | Cancel | Close
+LogEntry = Open | Declare | Submit | Want | Unwant | Cancel | Close
 
 
 # --- What a variable ends in ------------------------------------------------------------------------------------------
@@ -285,11 +304,13 @@ class Usage(Frozen, frozen=True, tag="usage"):
 
 
 class TokenLogprob(Frozen, frozen=True, tag="logprob"):
-    """One generated token with its log-probability and the likeliest alternatives."""
+    """One generated token with its log-probability and the likeliest alternatives; `text` and `top_texts` are what they spell."""
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    text: str = ""
+    top_texts: tuple[str, ...] = ()
 
 
 class Timing(Frozen, frozen=True, tag="timing"):
@@ -337,6 +358,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
     ENGINE_ERROR = "engine_error"
     SESSION_CLOSED = "session_closed"
+    OVER_QUOTA = "over_quota"
 
 
 class Failure(Frozen, frozen=True, tag="failure"):
@@ -349,6 +371,8 @@ class Failure(Frozen, frozen=True, tag="failure"):
     variable: str = ""
     retryable: bool = False
     attempt: int = 0
+    retry_after: float | None = None
+    """Seconds after which another try may succeed, where that is known."""
 
 
 class Cancellation(Frozen, frozen=True, tag="cancelled"):
@@ -362,13 +386,16 @@ Outcome = Value | Failure | Cancellation
 
 
 class Chunk(Frozen, frozen=True, tag="chunk"):
-    """Piece n of a variable's token stream. `text` is what readers see; `tokens` are what a later attempt goes on from."""
+    """Piece n of a variable's token stream. `text` is what readers see; `tokens` are what a later attempt goes on from. `at`
+    characters come before it, whose digest is `chain`: so a reader notices that a stream was lost and begun anew."""
 
     attempt: int
     text: str
     tokens: tuple[int, ...] = ()
     last: bool = False
     finish: FinishReason = FinishReason.STOP
+    at: int | None = None
+    chain: str = ""
 
 
 # --- The worker protocol: one for engines of every kind and for agents ------------------------------------------------
@@ -417,10 +444,11 @@ class Beat(Frozen, frozen=True, tag="beat"):
 
 
 class Leave(Frozen, frozen=True, tag="leave"):
-    """A worker goes for good, holding nothing."""
+    """A worker goes for good, and hands over what it holds. With a `reason` it does not go of its own will."""
 
     worker: Id
     incarnation: str
+    reason: str = ""
 
 
 class Hello(Frozen, frozen=True, tag="hello"):
@@ -431,8 +459,16 @@ class Hello(Frozen, frozen=True, tag="hello"):
     lease: int
 
 
+class Source(Frozen, frozen=True, tag="source"):
+    """Where a call's results stand already: in these variables of a session of the same tenant, in the order of its outputs."""
+
+    session: Id
+    call: Id
+    variables: Annotated[tuple[Id, ...], Meta(min_length=1)]
+
+
 class Run(Frozen, frozen=True, tag="run"):
-    """Run this call. All its inputs have values; the worker reads them itself."""
+    """Run this call. All its inputs have values; the worker reads them itself. With a `source` it computes nothing, but copies."""
 
     tenant: Id
     session: Id
@@ -440,6 +476,9 @@ class Run(Frozen, frozen=True, tag="run"):
     attempt: int
     lease: int
     resume: bool = False
+    cache: str = ""
+    """The prefix cache that the call shares: its tenant's own, where this is empty."""
+    source: Source | None = None
 
 
 class Stop(Frozen, frozen=True, tag="stop"):
@@ -449,6 +488,27 @@ class Stop(Frozen, frozen=True, tag="stop"):
     session: Id
     call: Id
     attempt: int
+    lease: int
+
+
+class Retain(Frozen, frozen=True, tag="retain"):
+    """Compute, if need be, and keep the KV of a prompt that calls to come begin with, until `Release` or a new leader. `call` is
+    one of them, cut where the prefix ends; its inputs have values. `distance`: seconds until it is thought to be used: where
+    memory is short, the farthest goes first. A hint: who can't obey, does not."""
+
+    tenant: Id
+    session: Id
+    id: Id
+    call: ModelCall
+    lease: int
+    distance: Annotated[float, Meta(ge=0)] = 0.0
+    cache: str = ""
+
+
+class Release(Frozen, frozen=True, tag="release"):
+    """Nobody to come begins with these retained prompts: they are a cache like any other."""
+
+    ids: Annotated[tuple[Id, ...], Meta(min_length=1)]
     lease: int
 
 
@@ -465,10 +525,13 @@ class EventKind(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     REFUSED = "refused"
+    OVERTAKEN = "overtaken"
 
 
 class Event(Frozen, frozen=True, tag="event"):
-    """A worker tells how an attempt fares. `finished`: every output's value is stored. `refused`: it was never begun."""
+    """A worker tells how an attempt fares. `finished`: every output's value is stored. `refused`: it was never begun.
+    `overtaken`: another attempt has published what this one was about to. `final`: this call can't be tried again, even if a
+    new one can."""
 
     worker: Id
     kind: EventKind
@@ -478,10 +541,51 @@ class Event(Frozen, frozen=True, tag="event"):
     attempt: int
     failure: Failure | None = None
     usage: Usage = Usage()
+    final: bool = False
 
 
 WorkerMessage = Announce | Beat | Leave | Event
-SchedulerMessage = Hello | Run | Stop | Drain
+SchedulerMessage = Hello | Run | Stop | Retain | Release | Drain
+
+
+# --- Tenants ----------------------------------------------------------------------------------------------------------
+
+
+class TenantPolicy(Frozen, frozen=True, tag="tenant-policy"):
+    """What the operator grants a tenant; None is no limit. Schedulers follow it, and refuse what is over it.
+
+    `weight` counts against other tenants. `calls` in flight are submitted and not ended; `running` are those at workers; `bytes`
+    are stored in open sessions; `tokens` are prompt and output tokens a minute. Tenants with the same `cache` share prefixes,
+    which lets each learn from timing what the others asked: by default nobody shares.
+    """
+
+    tenant: Id
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    sessions: Annotated[int, Meta(ge=0)] | None = None
+    calls: Annotated[int, Meta(ge=0)] | None = None
+    running: Annotated[int, Meta(ge=1)] | None = None
+    bytes: Annotated[int, Meta(ge=0)] | None = None
+    tokens: Annotated[int, Meta(ge=1)] | None = None
+    cache: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{0,80}\Z")] = ""
+    removed: bool = False
+
+
+class CallUsage(Frozen, frozen=True, tag="call-usage"):
+    """What one call used."""
+
+    call: str
+    function: str
+    usage: Usage
+
+
+class SessionUsage(Frozen, frozen=True, tag="session-usage"):
+    """A part of what a session used, stored at its end. `used` is the sum over this part's calls."""
+
+    tenant: Id
+    session: Id
+    used: Usage
+    calls: tuple[CallUsage, ...] = ()
+    name: str = ""
 
 
 # --- Questions to a scheduler -----------------------------------------------------------------------------------------
@@ -495,6 +599,13 @@ class StatusRequest(Frozen, frozen=True, tag="status?"):
     """Asks the leading scheduler what it sees."""
 
 
+class DrainRequest(Frozen, frozen=True, tag="drain?"):
+    """The operator asks the leading scheduler to have a worker finish what it runs, and leave; answered with the status, in
+    which the worker is draining, or is not there."""
+
+    worker: Id
+
+
 class WorkerStatus(Frozen, frozen=True, tag="worker-status"):
     """One worker as the scheduler sees it."""
 
@@ -505,6 +616,7 @@ class WorkerStatus(Frozen, frozen=True, tag="worker-status"):
     running: int
     draining: bool
     silent_seconds: float
+    tenant: Id | None = None
 
 
 class SessionStatus(Frozen, frozen=True, tag="session-status"):
@@ -520,6 +632,28 @@ class SessionStatus(Frozen, frozen=True, tag="session-status"):
     done: int
 
 
+class TenantStatus(Frozen, frozen=True, tag="tenant-status"):
+    """One tenant as the scheduler sees it. Now: open `sessions`, `calls` in flight, stored `bytes`, and `tokens` in this minute's
+    allowance that are spent. Since the oldest record that is kept: `used`, and the calls that used it."""
+
+    tenant: Id
+    sessions: int
+    calls: int
+    bytes: int
+    tokens: int
+    used: Usage = Usage()
+    used_by: int = 0
+    policy: TenantPolicy | None = None
+
+
+class StreamStatus(Frozen, frozen=True, tag="stream-status"):
+    """How much a stream holds: messages, and bytes on each of the servers that keep it."""
+
+    name: str
+    messages: int
+    bytes: int
+
+
 class Status(Frozen, frozen=True, tag="status"):
     """The answer: who leads, workers, open sessions, and how many ready calls wait for a worker."""
 
@@ -529,6 +663,8 @@ class Status(Frozen, frozen=True, tag="status"):
     sessions: tuple[SessionStatus, ...]
     queued: int
     rejected: int = 0
+    tenants: tuple[TenantStatus, ...] = ()
+    streams: tuple[StreamStatus, ...] = ()
 
 
 class Why(Frozen, frozen=True, tag="why?"):
@@ -558,6 +694,60 @@ class Explanation(Frozen, frozen=True, tag="explanation"):
     calls: tuple[CallReasons, ...] = ()
 
 
+class GraphRequest(Frozen, frozen=True, tag="graph?"):
+    """Asks the leading scheduler for the graph of a session as it stands. `tenant` is for the operator: a tenant asks for its own."""
+
+    session: Id
+    tenant: Id | None = None
+
+
+class CallView(Frozen, frozen=True, tag="call-view"):
+    """A call of a graph: what it is, how far it is, and what it is made of. `seconds`: how long it has been so, where noted."""
+
+    id: str
+    function: str
+    state: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    worker: str = ""
+    produced: int = 0
+    seconds: float | None = None
+
+
+class VariableView(Frozen, frozen=True, tag="variable-view"):
+    """A variable of a graph. `state`: pending, value, failure, cancelled; `producer` is the call that makes it, if one does."""
+
+    id: str
+    state: str
+    producer: str = ""
+
+
+class GraphView(Frozen, frozen=True, tag="graph"):
+    """The answer: calls and variables in the order in which they became known. Of a huge graph `left_out` calls are missing.
+    `found` is False for a session that is not open."""
+
+    session: Id
+    name: str = ""
+    found: bool = True
+    calls: tuple[CallView, ...] = ()
+    variables: tuple[VariableView, ...] = ()
+    left_out: int = 0
+
+
 AnyMessage = (
-    LogEntry | Outcome | Chunk | WorkerMessage | SchedulerMessage | Alive | StatusRequest | Status | Why | Explanation
+    LogEntry
+    | Outcome
+    | Chunk
+    | WorkerMessage
+    | SchedulerMessage
+    | Alive
+    | StatusRequest
+    | DrainRequest
+    | Status
+    | Why
+    | Explanation
+    | GraphRequest
+    | GraphView
+    | TenantPolicy
+    | SessionUsage
 )

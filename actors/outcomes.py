@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from msgspec import structs
 
 from myna.actors import codec, subjects
-from myna.actors.messages import Cancellation, Failure, Outcome, Usage, Value
+from myna.actors.messages import Cancellation, Failure, Outcome, SessionUsage, Usage, Value
 
 
 class OutcomeStatus(StrEnum):
@@ -50,6 +50,30 @@ def pack(outcome: Outcome) -> tuple[bytes, dict[str, str]]:
     return body, headers
 
 
+class Chain:
+    """Length and digest of a text that grows: what each chunk of a stream says of the text before it."""
+
+    def __init__(self, text: str = "") -> None:
+        self.characters = 0
+        self._hash = hashlib.blake2b(digest_size=8)
+        self.add(text)
+
+    def add(self, text: str) -> None:
+        """The text goes on."""
+        self.characters += len(text)
+        self._hash.update(text.encode("utf-8", "surrogatepass"))
+
+    @property
+    def digest(self) -> str:
+        """Of all the text so far."""
+        return self._hash.hexdigest()
+
+    @property
+    def state(self) -> tuple[int, str]:
+        """Both."""
+        return self.characters, self.digest
+
+
 class Content(NamedTuple):
     """What a value's headers tell of it: characters and digest of its text, and tokens. Advice only: any client may write it."""
 
@@ -67,6 +91,22 @@ def read_content(headers: Mapping[str, str]) -> Content:
         return Content(min(max(int(characters), 0), 2**31), digest[:32], usage)
     except (KeyError, ValueError):
         return Content()
+
+
+def usage_headers(record: SessionUsage) -> dict[str, str]:
+    """What a record's headers tell of it: how many calls, and what they used."""
+    used = record.used
+    figures = (len(record.calls), used.prompt_tokens, used.cached_tokens, used.output_tokens)
+    return {subjects.USAGE_HEADER: " ".join(map(str, figures))}
+
+
+def read_usage(headers: Mapping[str, str]) -> tuple[int, Usage]:
+    """The same from headers; nothing where they are missing: only schedulers write records."""
+    try:
+        calls, prompt, cached, output = map(int, headers[subjects.USAGE_HEADER].split(" "))
+    except (KeyError, ValueError):
+        return 0, Usage()
+    return calls, Usage(prompt_tokens=prompt, cached_tokens=cached, output_tokens=output)
 
 
 _Ending = TypeVar("_Ending", bound=Failure | Cancellation)

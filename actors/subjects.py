@@ -6,9 +6,14 @@
     myna.<tenant>.<session>.put.<var>.<n>  chunk n of a token stream, written once                    stream CHUNKS
     myna.<tenant>.<session>.tok.<var>.<n>    what the stream accepted of it, republished: read here
     myna.<tenant>.<session>.alive          a client still holds its session
-    myna-worker.<worker>.{run,stop,drain}  scheduler -> one worker
+    myna-worker.<worker>.{run,stop,retain,release,drain}  scheduler -> one worker
     myna-workers.<worker>.{announce,beat,event,leave}  worker -> scheduler
-    myna-scheduler.{hello,status,why}      scheduler -> all workers; anybody -> the leading scheduler
+    myna-agent.<tenant>.<worker>.…, myna-agents.<tenant>.<worker>.…   the same for a tenant's agents
+    myna-scheduler.hello                   scheduler -> all workers
+    myna-question.{status,why}             operator -> the leading scheduler
+    myna-ask.<tenant>.{status,why}         a tenant asks the same, of what is its own
+    myna-tenant.<tenant>                   what the operator grants a tenant: quotas, weight          stream TENANTS
+    myna-usage.<tenant>.<session>.<n>      what a session used, written at its end, in parts          stream USAGE
 
 Nobody but the streams publishes on `var` and `tok` (Law 1, Law 3).
 """
@@ -133,6 +138,8 @@ class ToWorker(StrEnum):
 
     RUN = "run"
     STOP = "stop"
+    RETAIN = "retain"
+    RELEASE = "release"
     DRAIN = "drain"
 
 
@@ -160,10 +167,65 @@ def from_worker(worker: WorkerId, leaf: FromWorker) -> str:
     return f"myna-workers.{token(worker, 'worker')}.{leaf.value}"
 
 
-FROM_WORKERS = "myna-workers.*.*"
+def to_agent(tenant: Tenant, worker: WorkerId, leaf: ToWorker) -> str:
+    """Scheduler -> one of a tenant's agents."""
+    return f"myna-agent.{token(tenant, 'tenant')}.{token(worker, 'worker')}.{leaf.value}"
+
+
+def to_agent_all(tenant: Tenant, worker: WorkerId) -> str:
+    """All that schedulers tell one of a tenant's agents."""
+    return f"myna-agent.{token(tenant, 'tenant')}.{token(worker, 'worker')}.*"
+
+
+def from_agent(tenant: Tenant, worker: WorkerId, leaf: FromWorker) -> str:
+    """One of a tenant's agents -> scheduler."""
+    return f"myna-agents.{token(tenant, 'tenant')}.{token(worker, 'worker')}.{leaf.value}"
+
+
+TO_WORKERS, FROM_WORKERS = "myna-worker.*.*", "myna-workers.*.*"
+TO_AGENTS, FROM_AGENTS = "myna-agent.*.*.*", "myna-agents.*.*.*"
 HELLO = "myna-scheduler.hello"
-STATUS = "myna-scheduler.status"
-WHY = "myna-scheduler.why"
+
+
+class Question(StrEnum):
+    """What the leading scheduler is asked."""
+
+    STATUS = "status"
+    WHY = "why"
+    GRAPH = "graph"
+    DRAIN = "drain"
+
+
+def ask(tenant: Tenant, question: Question) -> str:
+    """Where a tenant asks the leading scheduler."""
+    return f"myna-ask.{token(tenant, 'tenant')}.{question.value}"
+
+
+def question(what: Question) -> str:
+    """Where the operator asks the leading scheduler."""
+    return f"myna-question.{what.value}"
+
+
+STATUS, WHY = question(Question.STATUS), question(Question.WHY)
+QUESTIONS, ASK = "myna-question.*", "myna-ask.*.*"
+
+
+# --- Tenants ----------------------------------------------------------------------------------------------------------
+
+
+def policy(tenant: Tenant) -> str:
+    """Where a tenant's policy is appended; the last one holds."""
+    return f"myna-tenant.{token(tenant, 'tenant')}"
+
+
+def usage(tenant: Tenant, session: SessionId, part: int) -> str:
+    """Where part n of what a session used is written."""
+    return f"myna-usage.{token(tenant, 'tenant')}.{token(session, 'session')}.{part:d}"
+
+
+def inbox(name: str) -> str:
+    """The prefix of the inboxes of a tenant, or of a role."""
+    return f"_INBOX_{token(name, 'inbox')}"
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------
@@ -200,12 +262,14 @@ VALUES = Stream(
 CHUNKS = Stream(
     "MYNA_CHUNKS",
     ("myna.*.*.put.*.*",),
-    single=True,
-    memory=True,
+    single=True,  # in files, which cost 2 % of the rate: the restart of an only server must not tear what readers have seen
     max_age=3600.0,
     republish=Republish("myna.*.*.put.*.*", "myna.{{wildcard(1)}}.{{wildcard(2)}}.tok.{{wildcard(3)}}.{{wildcard(4)}}"),
 )
-STREAMS = (LOG, VALUES, CHUNKS)
+TENANTS = Stream("MYNA_TENANTS", ("myna-tenant.*",))
+USAGE = Stream("MYNA_USAGE", ("myna-usage.*.*.*",), single=True, max_age=90 * 86400.0)
+SESSION_STREAMS = (LOG, VALUES, CHUNKS)
+STREAMS = (*SESSION_STREAMS, TENANTS, USAGE)
 
 LEASES = "MYNA_LEASES"
 LEASE_TTL = 10.0
@@ -219,4 +283,6 @@ SIZE_HEADER = "Myna-Size"
 DIGEST_HEADER = "Myna-Digest"
 CONTENT_HEADER = "Myna-Content"
 """Of a value: characters and digest of its text, then prompt, cached and output tokens, separated by spaces."""
+USAGE_HEADER = "Myna-Usage"
+"""Of a record of usage: calls, then prompt, cached and output tokens, separated by spaces."""
 MESSAGE_ID = "Nats-Msg-Id"

@@ -10,13 +10,14 @@ import asyncio
 import runpy
 import sys
 from collections.abc import Callable
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from myna.actors import config
+from myna.sdk.cli_tenants import tenants
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
     from myna.actors.machine.home import Info
     from myna.actors.machine.shell import Observer
-    from myna.actors.messages import Explanation, Status
+    from myna.actors.messages import Explanation, Status, Timing
+    from myna.actors.subjects import Question
+    from myna.sdk.recording import Recording
 
 
 class Told(click.ClickException):
@@ -56,15 +59,21 @@ def _for_people() -> tuple[type[Exception], ...]:
     from myna.actors.bus import BusError
     from myna.actors.machine import AlreadyRunning, MachineFailed
     from myna.actors.server import ServerError
+    from myna.actors.subjects import InvalidName
+    from myna.actors.tenants.authority import TenancyError
     from myna.sdk.errors import MynaError
 
-    return (config.ConfigError, BusError, AlreadyRunning, MachineFailed, ServerError, MynaError)
+    ours = (config.ConfigError, BusError, AlreadyRunning, MachineFailed, ServerError, MynaError)
+    return (*ours, InvalidName, TenancyError)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(metadata.version("myna"), "-V", "--version", message="myna %(version)s")
 def main() -> None:
     """Myna serves LLM applications: graphs of calls joined by semantic variables, over NATS."""
+
+
+main.add_command(tenants)
 
 
 # --- up ---------------------------------------------------------------------------------------------------------------
@@ -74,8 +83,11 @@ def main() -> None:
 @click.option("--engines", type=click.IntRange(1, 64), default=1, show_default=True, help="How many engines to run.")
 @click.option("--model", help="Hub id, folder or GGUF file. [default: MYNA_MODEL, else SmolLM2-135M-Instruct]")
 @click.option("--noop", is_flag=True, help="Engines without a model, which answer at once: for trying things out.")
-def up(engines: int, model: str | None, noop: bool) -> None:
-    """Run a whole machine here: NATS server, scheduler, engines. Ctrl-C ends it."""
+@click.option(
+    "--gateway/--no-gateway", default=True, help="Whether to serve HTTP: on MYNA_GATEWAY_PORT, 9000, or another."
+)
+def up(engines: int, model: str | None, noop: bool, gateway: bool) -> None:
+    """Run a whole machine here: NATS server, scheduler, engines, HTTP gateway. Ctrl-C ends it."""
     from myna.actors import logs
     from myna.actors.machine import Plan
     from myna.actors.machine import up as run_machine
@@ -91,7 +103,8 @@ def up(engines: int, model: str | None, noop: bool) -> None:
             status.stop()
             _tell_ready(console, info, settings.home, folder)
 
-        plan = Plan(engines=engines, noop=noop)
+        # The light client may be installed with an engine, but without what the gateway needs.
+        plan = Plan(engines=engines, noop=noop, gateway=gateway and util.find_spec("uvicorn") is not None)
         asyncio.run(run_machine(settings, plan, on_ready=on_ready, on_change=_show_progress(status.update)))
     console.print("stopped; no process is left")
 
@@ -105,6 +118,8 @@ def _show_progress(show: Callable[[str], None]) -> Observer:
 
 def _tell_ready(console: Console, info: Info, home: Path, logs: Path) -> None:
     console.print(f"[bold green]ready[/] at {info.url} (process {info.pid})")
+    if info.gateway:
+        console.print(f"  http    {info.gateway}  (OpenAI's API: {info.gateway}/v1)", highlight=False)
     console.print(f"  state   {home}", f"  logs    {logs}", "  look    myna status", "  end     Ctrl-C", sep="\n")
 
 
@@ -116,13 +131,14 @@ def _tell_ready(console: Console, info: Info, home: Path, logs: Path) -> None:
 @click.option("--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait.")
 def status(as_json: bool, timeout: float) -> None:
     """Show the engines, agents and open sessions, and how many calls wait."""
-    seen = asyncio.run(_ask(_located(), timeout))
+    seen = asyncio.run(_ask(_located(operator=True), timeout))
     if as_json:
         import msgspec
 
         click.echo(msgspec.json.encode(seen))
     else:
         _show(_console(), seen)
+        _show_gateway(_console())
 
 
 @main.command()
@@ -139,7 +155,7 @@ def why(call: str, session: str | None, as_json: bool, timeout: float) -> None:
             subjects.token(name, "id")
         except subjects.InvalidName as error:
             raise Told(str(error)) from None
-    seen = asyncio.run(_ask_why(_located(), call, session, timeout))
+    seen = asyncio.run(_ask_why(_located(operator=True), call, session, timeout))
     if as_json:
         import msgspec
 
@@ -156,25 +172,52 @@ def why(call: str, session: str | None, as_json: bool, timeout: float) -> None:
             click.echo(f"  {reason}")
 
 
-async def _ask_why(settings: config.Settings, call: str, session: str | None, seconds: float) -> Explanation:
+@main.command()
+@click.argument("worker")
+@click.option("--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait.")
+def drain(worker: str, timeout: float) -> None:
+    """Have WORKER take no more calls, finish what it runs, and leave."""
     from myna.actors import codec, subjects
-    from myna.actors.messages import Explanation, Why
+    from myna.actors.messages import DrainRequest, Status
+    from myna.actors.subjects import Question
 
-    answer = await _request(settings, subjects.WHY, codec.encode(Why(call=call, session=session)), seconds)
+    try:
+        request = codec.encode(DrainRequest(worker=subjects.token(worker, "worker")))
+    except subjects.InvalidName as error:
+        raise Told(str(error)) from None
+    answer = asyncio.run(_request(_located(operator=True), Question.DRAIN, request, timeout))
+    seen: Status = codec.decode(answer, Status)
+    found = next((w for w in seen.workers if w.worker == worker), None)
+    if found is None:
+        raise Told(f"there is no worker {worker!r}; there are: {', '.join(w.worker for w in seen.workers) or 'none'}")
+    click.echo(f"{worker} drains: {found.running} calls still run there")
+
+
+async def _ask_why(settings: config.Settings, call: str, session: str | None, seconds: float) -> Explanation:
+    from myna.actors import codec
+    from myna.actors.messages import Explanation, Why
+    from myna.actors.subjects import Question
+
+    answer = await _request(settings, Question.WHY, codec.encode(Why(call=call, session=session)), seconds)
     return codec.decode(answer, Explanation)
 
 
 async def _ask(settings: config.Settings, seconds: float) -> Status:
-    from myna.actors import codec, subjects
+    from myna.actors import codec
     from myna.actors.messages import Status, StatusRequest
+    from myna.actors.subjects import Question
 
-    return codec.decode(await _request(settings, subjects.STATUS, codec.encode(StatusRequest()), seconds), Status)
+    return codec.decode(await _request(settings, Question.STATUS, codec.encode(StatusRequest()), seconds), Status)
 
 
-async def _request(settings: config.Settings, subject: str, data: bytes, seconds: float) -> bytes:
-    """A question to the leading scheduler."""
+async def _request(settings: config.Settings, question: Question, data: bytes, seconds: float) -> bytes:
+    """A question to the leading scheduler: about all tenants as the operator, else about one's own."""
+    from myna.actors import subjects
     from myna.actors.bus import Unavailable
+    from myna.actors.messages import Tenant
 
+    operator = config.asks_as_operator(settings)
+    subject = subjects.question(question) if operator else subjects.ask(Tenant(settings.tenant), question)
     bus = await config.connect_bus(settings, "myna-question", patience=seconds)
     try:
         answer = await bus.request(subject, data, timeout=seconds)
@@ -184,6 +227,16 @@ async def _request(settings: config.Settings, subject: str, data: bytes, seconds
     finally:
         await bus.close()
     return answer.data
+
+
+def _show_gateway(console: Console) -> None:
+    """Where the gateway of the machine that runs here listens, if there is one."""
+    from myna.actors.machine import home
+
+    settings = config.read()
+    info = home.find(settings.home) if settings.address is None else None
+    if info is not None and info.gateway:
+        console.print(f"gateway: {info.gateway}", highlight=False)
 
 
 def _show(console: Console, seen: Status) -> None:
@@ -198,8 +251,134 @@ def _show(console: Console, seen: Status) -> None:
     for session in seen.sessions:
         counts = (session.calls, session.waiting, session.ready, session.running, session.done)
         sessions.add_row(session.session, session.name, session.tenant, *map(str, counts))
-    for table, none in ((workers, "no workers"), (sessions, "no open sessions")):
+    streams = _table("stream", "messages", "MB")
+    for stream in seen.streams:
+        streams.add_row(stream.name, str(stream.messages), f"{stream.bytes / 1e6:.1f}")
+    tables = (
+        (workers, "no workers"),
+        (sessions, "no open sessions"),
+        (streams, "the streams' sizes are not known yet"),
+    )
+    for table, none in tables:
         console.print(table if table.row_count else none)
+
+
+# --- key ------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("tenant")
+@click.option("--name", default="", help="What the key is called in logs.")
+def key(tenant: str, name: str) -> None:
+    """Make an API key of the gateway for TENANT: the key itself, shown once, and its entry for the table MYNA_GATEWAY_KEYS."""
+    from myna.actors import subjects
+    from myna.actors.gateway import keys
+
+    try:
+        made, entry = keys.make(subjects.token(tenant, "tenant"), name or tenant)
+    except subjects.InvalidName as error:
+        raise Told(str(error)) from None
+    click.echo(entry)
+    click.echo(f"# the key, which nobody can show again: {made}", err=True)
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("session")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--tenant", help="Whose session it is. [default: MYNA_TENANT, else default]")
+def export(session: str, file: Path, tenant: str | None) -> None:
+    """Write what happened in SESSION into FILE: calls, values, where and when each was made."""
+    recording = asyncio.run(_export(_located(operator=True), session, tenant))
+    recording.save(file)
+    _show_recording(_console(), recording)
+
+
+async def _export(settings: config.Settings, session: str, tenant: str | None) -> Recording:
+    from myna.actors.subjects import InvalidName
+    from myna.sdk.client import Client
+    from myna.sdk.replaying import export
+
+    bus = await config.connect_bus(settings, "myna-export")
+    try:
+        return await export(Client(bus=bus, tenant=tenant or settings.tenant), session)
+    except InvalidName as error:
+        raise Told(str(error)) from None
+    finally:
+        await bus.close()
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--show", is_flag=True, help="Only show what is recorded.")
+@click.option("--recompute", multiple=True, metavar="VARIABLE", help="Make it, and all that is made of it, anew.")
+@click.option(
+    "--set", "given", multiple=True, metavar="VARIABLE=TEXT", help="Give it this value, and make anew what needs it."
+)
+@click.option("--tenant", help="Whose session it becomes. [default: MYNA_TENANT, else default]")
+def replay(file: Path, show: bool, recompute: tuple[str, ...], given: tuple[str, ...], tenant: str | None) -> None:
+    """Go on from a recording in a new session: what has a value keeps it, what has none is computed, and shown."""
+    from myna.sdk.recording import Recording
+
+    recording = Recording.load(file)
+    if show:
+        _show_recording(_console(), recording)
+        return
+    values = dict(pair.partition("=")[::2] for pair in given)
+    asyncio.run(_replay(_located(), recording, recompute, values, tenant))
+
+
+async def _replay(
+    settings: config.Settings,
+    recording: Recording,
+    recompute: tuple[str, ...],
+    values: dict[str, str],
+    tenant: str | None,
+) -> None:
+    from myna.sdk.client import Client
+    from myna.sdk.errors import MynaError
+    from myna.sdk.replaying import replayed
+
+    bus = await config.connect_bus(settings, "myna-replay")
+    try:
+        client = Client(bus=bus, tenant=tenant or settings.tenant)
+        async with replayed(client, recording, recompute=recompute, values=values) as (session, variables):
+            click.echo(f"session {session.id}")
+            for name, variable in variables.items():
+                try:
+                    value = await variable.value()
+                except MynaError as error:
+                    click.echo(f"{name}: {error}")
+                else:
+                    same = (old := recording.values.get(name)) is not None and old.text == value.text
+                    click.echo(f"{name} {'=' if same else '!='} {value.text!r}")
+    finally:
+        await bus.close()
+
+
+def _show_recording(console: Console, recording: Recording) -> None:
+    calls = _table("call", "function", "outputs", "worker", "began", "seconds", "tokens")
+    start = min((said.at for said in recording.log), default=0.0)
+    values, timings = recording.values, recording.timings
+    for call in recording.calls.values():
+        from myna.actors.program import outputs_of
+
+        outputs = outputs_of(call)
+        timing = next((timings[o] for o in outputs if o in timings), None)
+        when = ("", "", "") if timing is None else _when(timing, start)
+        tokens = sum(values[o].usage.output_tokens for o in outputs if o in values)
+        calls.add_row(call.id, call.function, ", ".join(outputs), *when, str(tokens))
+    console.print(calls)
+    count = len(recording.outcomes)
+    console.print(
+        f"{len(recording.calls)} calls, {len(values)} values, {count - len(values)} other outcomes", highlight=False
+    )
+
+
+def _when(timing: Timing, start: float) -> tuple[str, str, str]:
+    return timing.worker, f"{timing.began - start:.3f}", f"{timing.ended - timing.began:.3f}"
 
 
 # --- agent ------------------------------------------------------------------------------------------------------------
@@ -261,11 +440,12 @@ def _list(console: Console, found: dict[str, str]) -> None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _located() -> config.Settings:
-    """The settings with an address: the configured one, or that of the machine that runs here."""
+def _located(*, operator: bool = False) -> config.Settings:
+    """The settings with an address: the configured one, or that of the machine that runs here, as its operator or tenant."""
     from myna.actors.machine import home
+    from myna.actors.tenants.rights import Role
 
-    settings = home.located(config.read())
+    settings = home.located(config.read(), Role.OPERATOR if operator else None)
     if settings.address is None:
         raise Unreachable(f"no machine runs in {settings.home}; start one with `myna up`, or set MYNA_URL")
     return settings

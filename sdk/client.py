@@ -10,16 +10,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 from weakref import WeakKeyDictionary
 
-from myna.actors import config, logs
+from myna.actors import codec, config, logs, subjects
 from myna.actors.bus import Bus
-from myna.actors.messages import Tenant
+from myna.actors.messages import CallReasons, Explanation, Objective, Tenant, Why
+from myna.actors.subjects import Question
+from myna.sdk.errors import FunctionError
 from myna.sdk.session import ClientSource, Session
+from myna.sdk.shared import SharedSession, opened
+from myna.sdk.variable import Placeholder
 
 
 class Connected(Protocol):
@@ -34,10 +40,11 @@ class Connected(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """As whom to connect."""
+    """As whom to connect: by user and password, or by a credentials file."""
 
-    user: str
-    password: str = field(repr=False)
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    file: Path | None = None
 
 
 class Client:
@@ -75,14 +82,16 @@ class Client:
                 logs.calm()
                 settings = await self._settings()
                 self._tenant = self._tenant or settings.tenant
-                self._bus = await config.connect_bus(settings, self._name, on_reconnect=self._reconnected)
+                self._bus = await config.connect_bus(settings, self._name, on_reconnect=self.reconnected)
         return self
 
     async def _settings(self) -> config.Settings:
-        settings = config.read()
+        settings = config.with_tenant(config.read(), self._tenant)
         if self._address is not None:
-            user, password = (self._credential.user, self._credential.password) if self._credential else (None, None)
-            return config.with_address(settings, config.Address(self._address, user, password))
+            who = self._credential or Credential()
+            tls = None if settings.address is None else settings.address.tls
+            address = config.Address(self._address, who.user, who.password, who.file, tls)
+            return config.with_address(settings, address)
         from myna.actors.machine import home
 
         located = home.located(settings)
@@ -112,13 +121,45 @@ class Client:
             _CURRENT.reset(self._token)
         await self.close()
 
-    def session(self, name: str = "session", *, lazy: bool = False, ttl: float = 3600.0, priority: int = 0) -> Session:
+    def session(
+        self,
+        name: str = "session",
+        *,
+        lazy: bool = False,
+        ttl: float = 3600.0,
+        priority: int = 0,
+        objective: Objective | str | None = None,
+        memoise: bool = False,
+        cache: str = "",
+        keep: float = 0.0,
+    ) -> Session:
         """A new session, to be opened with `async with`; see `Session`."""
-        return Session(self._use, name, lazy=lazy, ttl=ttl, priority=priority)
+        return Session(
+            self._use, name, lazy=lazy, ttl=ttl, priority=priority, objective=objective, memoise=memoise, cache=cache, keep=keep
+        )
 
     def attach(self, session_id: str) -> Session:
         """A session that another process has opened, to read, set and submit in it. Leaving it does not close it."""
         return Session(self._use, session_id, attach_to=session_id)
+
+    def shared(self, owner: str, session_id: str) -> AbstractAsyncContextManager[SharedSession]:
+        """Another tenant's session, for `async with`, to read what the operator lets this tenant read of it; see `sdk.shared`."""
+        return opened(self, owner, session_id)
+
+    async def why(
+        self, call: Placeholder | str, *, session: str | None = None, timeout: float = 5.0
+    ) -> tuple[CallReasons, ...]:
+        """Why a call, named by its id or by a variable that it makes, runs where and when it does, or what it waits for: what the
+        leading scheduler knows, for each session with a call of that id. Nothing for a call that it does not know. Raises
+        `FunctionError` for a variable that no call of this process makes, `bus.Unavailable`."""
+        name = call if isinstance(call, str) else getattr(call, "call", "")
+        if not name:
+            raise FunctionError(f"{call!r} is made by no call of this process: give the call's id")
+        if isinstance(call, Placeholder):
+            session = call.session_id
+        question = codec.encode(Why(call=subjects.token(name, "call"), session=session))
+        answer = await self.bus.request(subjects.ask(self.tenant, Question.WHY), question, timeout=timeout)
+        return codec.decode(answer.data, Explanation).calls
 
     # --- for sessions ---
 
@@ -148,7 +189,8 @@ class Client:
         """Tell `reader` no more."""
         self._readers.discard(reader)
 
-    def _reconnected(self) -> None:
+    def reconnected(self) -> None:
+        """The connection was lost and is back. Whoever gives the client a `bus` tells it so."""
         for reader in list(self._readers):
             reader.lost()
 
@@ -202,22 +244,37 @@ def connect(
     *,
     user: str | None = None,
     password: str | None = None,
+    credentials: str | Path | None = None,
     tenant: str | None = None,
     name: str = "myna-sdk",
     bus: Bus | None = None,
 ) -> Client:
     """A connection to `address` (`nats://host:port`, several separated by commas), else to what MYNA_URL says, else to the
-    running `myna up`, else to a machine of this process's own. To be opened with `async with` or `await`; see `Client`."""
-    credential = Credential(user, password) if user is not None and password is not None else None
+    running `myna up`, else to a machine of this process's own. `credentials` is a credentials file, in place of `user` and
+    `password`. To be opened with `async with` or `await`; see `Client`."""
+    file = None if credentials is None else Path(credentials)
+    credential = Credential(user, password, file) if user is not None or file is not None else None
     return Client(address, credential, tenant=tenant, name=name, bus=bus)
 
 
 _SOURCE: ClientSource = _current_or_default
 
 
-def session(name: str = "session", *, lazy: bool = False, ttl: float = 3600.0, priority: int = 0) -> Session:
+def session(
+    name: str = "session",
+    *,
+    lazy: bool = False,
+    ttl: float = 3600.0,
+    priority: int = 0,
+    objective: Objective | str | None = None,
+    memoise: bool = False,
+    cache: str = "",
+    keep: float = 0.0,
+) -> Session:
     """A new session on the current connection, or on the default one: `async with myna.session() as s`. See `Session`."""
-    return Session(_SOURCE, name, lazy=lazy, ttl=ttl, priority=priority)
+    return Session(
+        _SOURCE, name, lazy=lazy, ttl=ttl, priority=priority, objective=objective, memoise=memoise, cache=cache, keep=keep
+    )
 
 
 def attach(session_id: str) -> Session:

@@ -45,6 +45,10 @@ class StreamBroken(MynaError):
     """A token stream can't be continued without a gap. The value can still be awaited."""
 
 
+class RecordingError(MynaError):
+    """A session that can't be recorded, a file that is no recording, or a variable that a recording does not know."""
+
+
 class NotReady(MynaError):
     """An agent process or the embedded machine could not start; says why."""
 

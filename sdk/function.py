@@ -32,6 +32,7 @@ class Options:
     retries: int = 2
     objective: wire.Objective | None = None
     cache_prefix: bool = True
+    memoise: bool | None = None
     tools: tuple[wire.Tool, ...] = ()
     tool_choice: str = ""
 
@@ -53,6 +54,8 @@ class Prepared:
     call: wire.Call
     results: tuple[Result, ...]
     used: tuple[Placeholder, ...] = ()
+    memoise: bool | None = None
+    """Whether the function says so; if it says nothing, the session decides."""
 
 
 class Function:
@@ -104,8 +107,9 @@ class Function:
             priority=options.priority,
             retries=options.retries,
             cache_prefix=options.cache_prefix,
+            memoise=bool(options.memoise),
         )
-        return Prepared(call, tuple(builder.results), tuple(builder.used))
+        return Prepared(call, tuple(builder.results), tuple(builder.used), options.memoise)
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of this name."""
@@ -250,7 +254,13 @@ def function(
     """Make a semantic function of a Python function; its body is never run.
 
     `prompt` replaces the docstring. Options: `model` or `models` (names, in order of preference), `priority` (higher first),
-    `retries`, `objective`, `cache_prefix`, `tools`, `tool_choice`. Raises `FunctionError` and `TemplateError`, here and now.
+    `retries`, `objective`, `cache_prefix`, `memoise`, `tools`, `tool_choice`.
+
+    With `memoise`, calls of the tenant that are the same in text, inputs, models and parameters are computed once, if their
+    outputs are determined: drawn greedily (`temperature=0`) or with a `seed`. The others take the result, also while it is still
+    being made, for as long as a session holds it.
+
+    Raises `FunctionError` and `TemplateError`, here and now.
     """
     frame = sys._getframe(1).f_locals  # annotations that are strings may name what is local to the caller
 
@@ -267,7 +277,7 @@ def function(
     return declare(declared) if declared is not None else declare
 
 
-_OPTIONS = ("model", "models", "priority", "retries", "objective", "cache_prefix", "tools", "tool_choice")
+_OPTIONS = ("model", "models", "priority", "retries", "objective", "cache_prefix", "memoise", "tools", "tool_choice")
 
 
 def make_options(where: str, **given: Any) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from msgspec.structs import replace
+
 from myna.actors import codec
 from myna.actors.bus import BusError
-from myna.actors.messages import Cancel, Close, Declare, LogEntry, Open, Submit, Want
+from myna.actors.messages import Cancel, Close, Declare, LogEntry, Open, Submit, Unwant, Want
 from myna.actors.program import outputs_of
 
 MOST_CALLS = 1024
@@ -22,15 +24,36 @@ Fail = Callable[[Sequence[str], Exception], None]
 
 
 def pack(entries: Sequence[LogEntry]) -> list[LogEntry]:
-    """The same history in fewer entries: neighbours of one kind are joined."""
+    """The same history in fewer entries: neighbours of one kind are joined. Of what was said at once, variables are declared and
+    wanted before calls are submitted: a call may start as soon as it is, and what it is needed for should be known then."""
     packed: list[LogEntry] = []
     run: list[LogEntry] = []
-    for entry in entries:
+    for entry in _in_order(entries):
         if run and not _joins(run, entry):
             packed.append(_join(run))
             run = []
         run.append(entry)
     return [*packed, _join(run)] if run else packed
+
+
+def _in_order(entries: Sequence[LogEntry]) -> list[LogEntry]:
+    """Between two entries of other kinds: declarations, then wants, then calls, each in their order."""
+    ordered: list[LogEntry] = []
+    declared: list[LogEntry] = []
+    wanted: list[LogEntry] = []
+    calls: list[LogEntry] = []
+    for entry in entries:
+        match entry:
+            case Declare():
+                declared.append(entry)
+            case Want():
+                wanted.append(entry)
+            case Submit():
+                calls.append(entry)
+            case _:
+                ordered += [*declared, *wanted, *calls, entry]
+                declared, wanted, calls = [], [], []
+    return [*ordered, *declared, *wanted, *calls]
 
 
 def _joins(run: Sequence[LogEntry], entry: LogEntry) -> bool:
@@ -40,7 +63,9 @@ def _joins(run: Sequence[LogEntry], entry: LogEntry) -> bool:
         case Declare(), Declare():
             return True
         case Want() as first, Want():
-            return first.objective == entry.objective
+            return (first.objective, first.reader) == (entry.objective, entry.reader)
+        case Unwant() as first, Unwant():
+            return first.reader == entry.reader
         case _:
             return False
 
@@ -55,9 +80,12 @@ def _join(run: Sequence[LogEntry]) -> LogEntry:
             return Declare(
                 variables=tuple(dict.fromkeys(v for e in run if isinstance(e, Declare) for v in e.variables))
             )
-        case Want(objective=objective):
+        case Want(objective=objective, reader=reader):
             wanted = dict.fromkeys(v for e in run if isinstance(e, Want) for v in e.variables)
-            return Want(variables=tuple(wanted), objective=objective)
+            return Want(variables=tuple(wanted), objective=objective, reader=reader)
+        case Unwant(reader=reader):
+            dropped = dict.fromkeys(v for e in run if isinstance(e, Unwant) for v in e.variables)
+            return Unwant(variables=tuple(dropped), reader=reader)
         case first:
             return first
 
@@ -71,11 +99,9 @@ def halves(entry: LogEntry) -> tuple[LogEntry, LogEntry] | None:
         case Declare(variables=names) if len(names) > 1:
             middle = len(names) // 2
             return Declare(variables=names[:middle]), Declare(variables=names[middle:])
-        case Want(variables=names, objective=objective) if len(names) > 1:
+        case Want(variables=names) | Unwant(variables=names) if len(names) > 1:
             middle = len(names) // 2
-            return Want(variables=names[:middle], objective=objective), Want(
-                variables=names[middle:], objective=objective
-            )
+            return replace(entry, variables=names[:middle]), replace(entry, variables=names[middle:])
         case _:
             return None
 
@@ -87,7 +113,7 @@ def concerned(entry: LogEntry) -> tuple[str, ...]:
             return tuple(v for call in calls for v in outputs_of(call))
         case Declare(variables=variables) | Want(variables=variables):
             return variables
-        case Open() | Cancel() | Close():
+        case Open() | Unwant() | Cancel() | Close():
             return ()
 
 

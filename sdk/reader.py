@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from myna.actors.messages import Cancellation, Chunk, Failure, Outcome, Value, VarId
+from myna.actors.outcomes import Chain
 
 FIRST_GET = 2.0
 """Seconds until a value is asked for that was listened for from the start."""
@@ -312,10 +313,12 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The stream is whole. `outcome` is for an end that is none: failed, cancelled, or the session ended (None)."""
+    """The stream is whole. `outcome` is for an end that is none: failed, cancelled, or the session ended (None). `torn`: what is
+    stored now does not go on from what was delivered."""
 
     complete: bool
     outcome: Outcome | None = None
+    torn: bool = False
 
 
 ChunkCommand = GetChunk | Deliver | Finish
@@ -323,7 +326,12 @@ ChunkCommand = GetChunk | Deliver | Finish
 
 @dataclass(slots=True)
 class ChunkReader:
-    """One reader of one variable's chunks. What it delivered is always the joined text of chunks 0 to `next - 1`."""
+    """One reader of one variable's chunks. What it delivered is always the joined text of chunks 0 to `next - 1`.
+
+    Where servers lost the chunks, another attempt writes them anew. A chunk says where it begins, and after what (`at`, `chain`):
+    one that begins earlier is checked against what was delivered, and one that begins later sends the reader back to chunk 0. So
+    it delivers nothing twice, leaves nothing out and joins nothing that does not belong together, or the stream is torn.
+    """
 
     next: int = 0
     due: float | None = None
@@ -333,6 +341,8 @@ class ChunkReader:
     _ended: bool = False
     _outcome: Outcome | None = None
     _asking: bool = False
+    _chain: Chain = field(default_factory=Chain)
+    _sent_back: bool = False
     _back_off: float = field(default_factory=lambda: BACK_OFF)
 
     def handle(self, event: ChunkEvent) -> list[ChunkCommand]:
@@ -373,14 +383,38 @@ class ChunkReader:
     def _in_order(self) -> list[ChunkCommand]:
         commands: list[ChunkCommand] = []
         while (chunk := self._parts.pop(self.next, None)) is not None:
+            at = self._chain.characters if chunk.at is None else chunk.at
+            if at > self._chain.characters and self.next and not self._sent_back:
+                self.next, self._sent_back = 0, True
+                self._parts.clear()
+                return [*commands, *self._ask()]
+            text = self._beyond(at, chunk)
+            if text is None or (chunk.last and at + len(chunk.text) < self._chain.characters):
+                return [*commands, self._finish(False, torn=True)]
             self.next += 1
-            if chunk.text:
-                self._texts.append(chunk.text)
-                commands.append(Deliver(chunk.text))
+            if text:
+                self._deliver(text)
+                commands.append(Deliver(text))
             if chunk.last:
                 self._parts.clear()
                 return [*commands, self._finish(True)]
         return commands
+
+    def _beyond(self, at: int, chunk: Chunk) -> str | None:
+        """What a chunk that begins at character `at` adds to what was delivered; None if it contradicts that, or leaves a gap."""
+        if at > self._chain.characters:
+            return None
+        chain, known = self._chain, ""
+        if at < chain.characters:
+            sent = "".join(self._texts)
+            chain, known = Chain(sent[:at]), sent[at : at + len(chunk.text)]
+        fits = not chunk.chain or chunk.chain == chain.digest
+        return chunk.text[len(known) :] if fits and chunk.text.startswith(known) else None
+
+    def _deliver(self, text: str) -> None:
+        self._texts.append(text)
+        self._chain.add(text)
+        self._sent_back = False
 
     def _no_chunk(self, event: NoChunk) -> list[ChunkCommand]:
         self._asking = False
@@ -408,6 +442,8 @@ class ChunkReader:
         self._asking, self.due = True, None
         return [GetChunk(self.next)]
 
-    def _finish(self, complete: bool, outcome: Failure | Cancellation | Value | None = None) -> Finish:
+    def _finish(
+        self, complete: bool, outcome: Failure | Cancellation | Value | None = None, *, torn: bool = False
+    ) -> Finish:
         self.finished = True
-        return Finish(complete, outcome)
+        return Finish(complete, outcome, torn)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Protocol
 
 import structlog
 
@@ -94,18 +94,24 @@ class Reading:
             match command:
                 case reader.Listen(variable):
                     self._desired.add(variable)
-                    self._tasks.create_task(self._sync(variable))
+                    self._start(self._sync(variable))
                 case reader.Unlisten(variable):
                     self._desired.discard(variable)
-                    self._tasks.create_task(self._sync(variable))
+                    self._start(self._sync(variable))
                 case reader.Get(variable):
                     self._gets.append(variable)
                     self._start_getter()
                 case reader.Probe():
-                    self._tasks.create_task(self._probe())
+                    self._start(self._probe())
                 case reader.GiveUp(variable):
                     self._audience.give_up(variable)
         self._arm()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            self._tasks.create_task(work)
+        except RuntimeError:  # the session's tasks are ending: nobody waits any more
+            work.close()
 
     def _arm(self) -> None:
         due = self._core.due
@@ -168,7 +174,7 @@ class Reading:
     def _start_getter(self) -> None:
         if self._getters < MOST_GETS:
             self._getters += 1
-            self._tasks.create_task(self._get_all())
+            self._start(self._get_all())
 
     async def _get_all(self) -> None:
         try:
@@ -218,7 +224,7 @@ class Reading:
                             yield text
                         case reader.GetChunk(n):
                             queue.put_nowait(await self._get_chunk(variable, n))
-                        case reader.Finish(complete=False, outcome=Value()):
+                        case reader.Finish(complete=False, outcome=Value()) | reader.Finish(torn=True):
                             raise StreamBroken(
                                 f"the stream of {variable!r} does not lead to its value: await the value"
                             )

@@ -97,14 +97,31 @@ class Running:
         self.client.remember(self)
         if session.attached:
             return
-        await self.reading.listen_to_all()
+        await self._listen()
         await self._append(
             codec.encode(
                 Open(
-                    protocol=PROTOCOL, lazy=session.lazy, ttl=session.ttl, priority=session.priority, name=session.name
+                    protocol=PROTOCOL,
+                    lazy=session.lazy,
+                    ttl=session.ttl,
+                    priority=session.priority,
+                    name=session.name,
+                    objective=session.objective,
+                    keep=session.keep,
+                    cache=session.cache,
                 )
             )
         )
+
+    async def _listen(self) -> None:
+        """Subscribe to the session's values, however often the connection is lost meanwhile. Raises `BusError` in the end."""
+        deadline = self.loop.time() + APPEND_TIMEOUT
+        while True:
+            try:
+                return await self.reading.listen_to_all()
+            except Unavailable:  # after some seconds: there is no need to wait before the next try
+                if self.loop.time() >= deadline:
+                    raise
 
     async def stop(self, last: Close | None) -> None:
         """Say what is still to be said, then end all tasks."""

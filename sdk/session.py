@@ -7,24 +7,28 @@ with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
 import structlog
+from msgspec.structs import replace
 
 from myna.actors import subjects
 from myna.actors.bus import AlreadyAssigned
 from myna.actors.messages import (
+    Call,
     Cancel,
     Close,
     Declare,
+    ModelCall,
     Objective,
     Outcome,
     SessionId,
     Submit,
+    Unwant,
     Value,
     VarId,
     Want,
@@ -50,8 +54,15 @@ ClientSource = Callable[[], Awaitable["Client"]]
 class Session:
     """An open session, used as `async with`. Made by `myna.session`, `Client.session` and `attach`.
 
-    `lazy` sessions start only what is awaited. A session whose process is gone expires after `ttl` seconds. `priority` counts for
-    all its calls. Leaving the block cancels what is unfinished and frees everything; a session that was attached is only left.
+    In a session every result is wanted from the moment of its call, and only `cancel`, a failure, or the end of the session stops
+    a call. A `lazy` session starts only what is awaited, with all that it needs; when nobody awaits it any more (the waiting was
+    cancelled or timed out, a stream was left), what nobody else needs stops, and goes on when it is awaited again.
+
+    A session whose process is gone expires after `ttl` seconds. `priority` counts for all its calls; `objective` for all results
+    for which none is given; with `memoise`, identical calls of the tenant are computed once (see `function`); with `cache`, any
+    word, it shares prefixes only with the tenant's sessions of the same word: timing tells it of no others. Leaving the block
+    cancels what is unfinished and frees everything; a session that was attached is only left. What it stored can
+    still be exported for `keep` seconds after its end.
     """
 
     def __init__(
@@ -62,19 +73,29 @@ class Session:
         lazy: bool = False,
         ttl: float = 3600.0,
         priority: int = 0,
+        objective: Objective | str | None = None,
+        memoise: bool = False,
+        cache: str = "",
+        keep: float = 0.0,
         attach_to: str | None = None,
     ) -> None:
         if not 0 < ttl <= 30 * 86400:
             raise FunctionError(f"ttl={ttl!r} must be more than 0 seconds and at most 30 days")
+        if not 0 <= keep <= 30 * 86400:
+            raise FunctionError(f"keep={keep!r} must be at least 0 seconds and at most 30 days")
         self.id = SessionId(subjects.token(attach_to, "session") if attach_to is not None else ids.new(name))
         self.name = name
         self.lazy = lazy
         self.ttl = ttl
         self.priority = priority
+        self.objective = as_objective(objective)
+        self.memoise = memoise
+        self.cache = subjects.token(cache, "cache") if cache else ""
+        self.keep = keep
         self.attached = attach_to is not None
         self._client_source = client
         self._variables: WeakValueDictionary[VarId, Variable] = WeakValueDictionary()
-        self._wanted: set[tuple[VarId, Objective | None]] = set()
+        self._wanted: dict[VarId, set[Objective | None]] = {}
         self._state: Running | None = None
         self._ended: SessionClosed | None = None
         self._token: Any = None
@@ -147,7 +168,10 @@ class Session:
         state = self._open()
         self._check_inputs(prepared)
         items = [self._result(prepared, result) for result in prepared.results]
-        state.outbox.say(Submit(calls=(prepared.call,)))
+        call = prepared.call
+        if self.memoise and prepared.memoise is None and isinstance(call, ModelCall):
+            call = replace(call, memoise=True)
+        state.outbox.say(Submit(calls=(call,)))
         if len(items) == 1:
             return items[0]
         return Outputs((result.name for result in prepared.results), items)
@@ -188,15 +212,27 @@ class Session:
         id_ = VarId(subjects.token(variable_id, "variable"))
         return self._variables.get(id_) or self._variable(id_, name or variable_id, fresh=False)
 
+    def declare(self, variable_id: str, name: str | None = None) -> Variable:
+        """The variable of this id, made known to the scheduler: somebody will set it, or a later call will make it. Declaring it
+        again changes nothing."""
+        variable = self.lookup(variable_id, name)
+        self._open().outbox.say(Declare(variables=(variable.id,)))
+        return variable
+
+    def resubmit(self, calls: Iterable[Call]) -> None:
+        """Submit calls as another session had them, ids and all; their inputs are known here."""
+        self._open().outbox.say(*(Submit(calls=(call,)) for call in calls))
+
     async def gather(
         self, *variables: Variable, objective: Objective | str | None = None, timeout: float | None = None
     ) -> list[str]:
         """The texts of `variables`, in their order; the first failure ends the waiting. Raises like `Variable.get`."""
         return await gather(*variables, objective=objective, timeout=timeout)
 
-    async def cancel(self, *variables: Placeholder, reason: str = "") -> None:
-        """Cancel the calls that make `variables`, and all that needs them; without any: all that is unfinished. Returns when the
-        scheduler has been told; the variables end soon after. Raises `bus.Unavailable`."""
+    async def cancel(self, *variables: Placeholder, reason: str = "", upstream: bool = False) -> None:
+        """Cancel the calls that make `variables`, and all that needs them; without any: all that is unfinished. With `upstream`
+        also the calls whose results went into cancelled ones alone, and that nobody awaits now. Returns when the scheduler has
+        been told; the variables end soon after. Raises `bus.Unavailable`."""
         state = self._open()
         calls: dict[str, None] = {}
         for variable in variables:
@@ -206,7 +242,9 @@ class Session:
                     f"variable {variable.id} was not made by a call of this session object: nothing to cancel"
                 )
             calls[known.call] = None
-        await state.outbox.tell(Cancel(calls=tuple(calls), reason=reason))
+        if upstream and (awaited := [v for v in self._variables.values() if v.awaited]):
+            state.outbox.say(Want(variables=tuple(v.id for v in awaited), reader=self._nonce))
+        await state.outbox.tell(Cancel(calls=tuple(calls), reason=reason, upstream=upstream))
 
     async def flush(self) -> None:
         """Wait until all that was submitted so far is stored, or has failed."""
@@ -275,15 +313,18 @@ class Session:
     def _leave(self, variable: Variable, callback: _Callback) -> None:
         if not variable.off_end(callback) and not variable.done and self._state is not None:
             self._state.reading.unwant(variable.id)
+            if self._wanted.pop(variable.id, None) and (self.lazy or self.attached):
+                self._state.outbox.say(Unwant(variables=(variable.id,), reader=self._nonce))
 
     def _want(self, state: Running, variables: Sequence[Variable], objective: Objective | None) -> None:
         """Tell the scheduler what is awaited, where that changes anything for it."""
         if not (self.lazy or self.attached or objective is not None):
             return
-        new = [v.id for v in variables if (v.id, objective) not in self._wanted]
-        self._wanted.update((id_, objective) for id_ in new)
+        new = [v.id for v in variables if objective not in self._wanted.get(v.id, ())]
+        for id_ in new:
+            self._wanted.setdefault(id_, set()).add(objective)
         if new:
-            state.outbox.say(Want(variables=tuple(new), objective=objective))
+            state.outbox.say(Want(variables=tuple(new), objective=objective, reader=self._nonce))
 
     async def set(self, variable: Placeholder, value: Value) -> None:
         """Publish a variable's value; see `Variable.set`."""
@@ -311,6 +352,7 @@ class Session:
 
     def deliver(self, variable: VarId, outcome: Outcome) -> None:
         """A variable has its outcome."""
+        self._wanted.pop(variable, None)
         if (held := self._variables.get(variable)) is not None:
             held.end_with(as_end(held.name, outcome), outcome)
 

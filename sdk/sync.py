@@ -184,11 +184,14 @@ def session(
     lazy: bool = False,
     ttl: float = 3600.0,
     priority: int = 0,
+    objective: Objective | str | None = None,
+    memoise: bool = False,
     client: Client | None = None,
 ) -> SyncSession:
     """A new session for `with`, on the default connection or on `client`. See `myna.session`."""
     source = client.open if client is not None else clients.default_client
-    return SyncSession(Session(source, name, lazy=lazy, ttl=ttl, priority=priority), _loop())
+    made = Session(source, name, lazy=lazy, ttl=ttl, priority=priority, objective=objective, memoise=memoise)
+    return SyncSession(made, _loop())
 
 
 def attach(session_id: str, *, client: Client | None = None) -> SyncSession:

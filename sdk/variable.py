@@ -132,6 +132,11 @@ class Variable(Placeholder):
         """Whether the variable has ended without a value."""
         return isinstance(self._end, MynaError)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody here waits for it now."""
+        return bool(self._callbacks)
+
     def end_with(self, end: End, outcome: Outcome | None = None) -> None:
         """The session learnt how the variable ended, and from which `outcome`, if there is one. The first call counts."""
         if self._end is not None:

@@ -82,6 +82,14 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSize:
+    """What a stream holds: messages, and the bytes that each replica of it takes."""
+
+    messages: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseState:
     """A lease as it stands: who holds it and since which revision."""
 
@@ -142,8 +150,9 @@ class Bus(ABC):
         seconds have passed; without one, once. Raises `AlreadyAssigned`, `Unavailable`, `codec.TooLarge`."""
 
     @abstractmethod
-    async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0) -> Stored | None:
-        """The last message of `subject` by direct get, None if there is none."""
+    async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0, fresh: bool = False) -> Stored | None:
+        """The last message of `subject`, None if there is none. By direct get, which any replica answers, even one that is
+        behind; `fresh` asks the stream's leader, who knows all that was ever acknowledged, and not every user may ask him."""
 
     @abstractmethod
     async def follow(
@@ -163,6 +172,10 @@ class Bus(ABC):
     @abstractmethod
     async def purge(self, stream: Stream, subject: str) -> int:
         """Delete the messages of `subject` (wildcards allowed); returns how many."""
+
+    @abstractmethod
+    async def measure(self, stream: Stream) -> StreamSize:
+        """How much a stream holds. Raises `Unavailable`, `BusError` where there is no such stream."""
 
     # --- leases ---
 

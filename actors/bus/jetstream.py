@@ -7,6 +7,7 @@ the message id comes first, so that the same id again is a duplicate within the 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 
 from myna.actors import codec
-from myna.actors.bus import AlreadyAssigned, BusError, Receipt, Stored, Unavailable
+from myna.actors.bus import AlreadyAssigned, BusError, Receipt, Stored, StreamSize, Unavailable
 from myna.actors.bus.checks import check_size
 from myna.actors.bus.link import Answer, Link, pack_headers, unpack_headers
 from myna.actors.subjects import MESSAGE_ID, Republish, Stream
@@ -50,6 +51,7 @@ class ApiError(BusError):
 # JetStream's error numbers
 _STORE_FAILED, _MESSAGE_TOO_LARGE, _ID_IN_FLIGHT = 10077, 10054, 10158
 STREAM_NAME_IN_USE, WRONG_LAST_SEQUENCE = 10058, 10071
+_NO_MESSAGE = 10037
 
 
 class _Error(msgspec.Struct):
@@ -167,6 +169,18 @@ class JetStream:
                 case status:
                     raise BusError(f"{where}: status {status}")
 
+    async def get_from_leader(self, stream: str, subject: str, timeout: float) -> Stored | None:
+        """The last message of `subject`, from the stream's leader."""
+        try:
+            answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}, timeout=timeout)
+        except ApiError as error:
+            if error.number == _NO_MESSAGE:
+                return None
+            if error.code == NOT_FOUND:  # in memory, and not made again yet
+                raise Unavailable(f"no stream {stream} answers") from error
+            raise
+        return _message(answer["message"])
+
     async def api(self, name: str, request: Mapping[str, Any], *, timeout: float) -> dict[str, Any]:
         """Ask JetStream's API, which is repeated where it has no leader. Raises `ApiError`, `Unavailable`, `NotAllowed`."""
         tries = Tries(self.link, timeout)
@@ -197,10 +211,18 @@ class JetStream:
                 raise
             await self.api(f"STREAM.UPDATE.{name}", config, timeout=timeout)
 
+    async def measure(self, stream: str, *, timeout: float = 5.0) -> StreamSize:
+        """How much a stream holds."""
+        return _size_of((await self.api(f"STREAM.INFO.{stream}", {}, timeout=timeout))["state"])
+
     async def purge(self, stream: str, subject: str, *, timeout: float = 20.0) -> int:
         """Delete the messages of `subject`; returns how many."""
         answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, timeout=timeout)
         return int(answer["purged"])
+
+
+def _size_of(state: Mapping[str, Any]) -> StreamSize:
+    return StreamSize(int(state["messages"]), int(state["bytes"]))
 
 
 def stream_config(stream: Stream, replicas: int) -> dict[str, Any]:
@@ -259,6 +281,20 @@ def _result(answer: Answer) -> dict[str, Any]:
     if error := result.get("error"):
         raise ApiError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
     return result
+
+
+def _message(message: dict[str, Any]) -> Stored:
+    """A message as JetStream's API tells it."""
+    data = base64.b64decode(message.get("data", ""))
+    headers = unpack_headers(base64.b64decode(message["hdrs"])) if message.get("hdrs") else {}
+    return Stored(
+        subject=message["subject"],
+        data=data,
+        headers=sent_headers(headers),
+        sequence=int(message["seq"]),
+        size=len(data),
+        timestamp=timestamp(message["time"]),
+    )
 
 
 def _stored(answer: Answer) -> Stored:

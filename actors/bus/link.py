@@ -34,6 +34,7 @@ MAX_UNSENT = 16 * 1024 * 1024
 """Bytes that may wait for the socket; a sender beyond them waits for room."""
 
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
+_REFUSED = "authorization violation"
 _CRLF = b"\r\n"
 _VERSION_LINE = b"NATS/1.0"
 
@@ -103,6 +104,11 @@ class _Transport(TcpTransport):
                 await self._io_writer.wait_closed()
 
     @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is in place."""
+        return self._io_writer is not None and self._io_writer.get_extra_info("ssl_object") is not None
+
+    @property
     def unsent(self) -> int:
         """Bytes written that the kernel has not taken."""
         return 0 if self._io_writer is None else self._io_writer.transport.get_write_buffer_size()
@@ -122,6 +128,7 @@ class Link(Client):
         self._awaited_pongs: set[asyncio.Future[None]] = set()
         self._next_answer = 0
         self._inbox = ""
+        self._refusal: NotAllowed | None = None
         self._writing = False
 
     # --- sending ---
@@ -254,7 +261,8 @@ class Link(Client):
             try:
                 return await self.round_trip(60.0)  # the caller's time-out is shorter
             except Unavailable:
-                continue
+                if self._refusal is not None:
+                    raise self._refusal from None
 
     # --- life ---
 
@@ -274,7 +282,7 @@ class Link(Client):
         async def failed(error: Exception) -> None:
             nonlocal last
             last = str(error) or type(error).__name__
-            if connecting and "authorization violation" in last.lower():
+            if connecting and _REFUSED in last.lower():
                 raise NotAllowed(f"the server refuses this user: {last}")
 
         async def down() -> None:
@@ -352,6 +360,15 @@ class Link(Client):
         if listener is not None:
             listener.sink(subject.decode(), reply.decode(), headers or b"", data)
 
+    def _connect_command(self) -> bytes:
+        """Where TLS is asked for, nothing of ours is said in the clear, whatever the server, or who stands in for it, demands."""
+        server = self._current_server
+        asked = self.options.get("tls") is not None or (server is not None and server.uri.scheme == "tls")
+        if asked and not self._wire.is_encrypted:
+            raise errors.Error("the server does not encrypt the connection, and TLS is asked for")
+        command: bytes = super()._connect_command()
+        return command
+
     async def _process_pong(self) -> None:
         if self._pongs and self._pongs[0].done():  # its waiter gave up
             self._pongs[0] = asyncio.get_running_loop().create_future()
@@ -363,6 +380,8 @@ class Link(Client):
         elif "permissions violation" in err_msg:
             self.on_denied(NotAllowed(err_msg.strip("'")))
         else:
+            if _REFUSED in err_msg and not self._inbox:  # while we open; later, a credentials file may have changed
+                self._refusal = NotAllowed(f"the server refuses this user: {err_msg}")
             await self._process_op_err(errors.Error(f"nats: {err_msg}"))
 
     def _deny(self, what: str, lowered: str, error: NotAllowed) -> None:

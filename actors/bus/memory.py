@@ -17,6 +17,7 @@ from myna.actors.bus import (
     Receipt,
     Stored,
     StoredHandler,
+    StreamSize,
     Subscription,
     Unavailable,
 )
@@ -87,7 +88,7 @@ class MemoryBus(Bus):
         await asyncio.sleep(0)
         return receipt
 
-    async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0) -> Stored | None:
+    async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0, fresh: bool = False) -> Stored | None:
         """The last message of `subject`; other tasks run before it is looked up."""
         self._check_open()
         await asyncio.sleep(0)
@@ -136,6 +137,12 @@ class MemoryBus(Bus):
         """Delete the messages of `subject`."""
         self._check_open()
         return self._broker.stream(stream).purge(subject)
+
+    async def measure(self, stream: Stream) -> StreamSize:
+        """Messages, and bytes of their bodies."""
+        self._check_open()
+        messages = self._broker.stream(stream).messages
+        return StreamSize(len(messages), sum(stored.size for stored in messages.values()))
 
     async def acquire(self, name: str, holder: bytes, *, ttl: float) -> int:
         """Create lease `name`."""

@@ -22,6 +22,7 @@ from myna.actors.bus import (
     Receipt,
     Stored,
     StoredHandler,
+    StreamSize,
     Subscription,
     Unavailable,
 )
@@ -56,6 +57,7 @@ class NatsBus(Bus):
         self._leases = Leases(self._jetstream, replicas)
         self._mailboxes: dict[Mailbox[Delivery], int] = {}
         self._follows: set[Follow] = set()
+        self._leaders_forbidden = False
         link.on_denied = self._denied
 
     @classmethod
@@ -177,9 +179,14 @@ class NatsBus(Bus):
         self._check_open()
         return await self._jetstream.append(subject, data, message_id=message_id, headers=headers, timeout=timeout)
 
-    async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0) -> Stored | None:
-        """The last message of `subject`. A replica may not know yet what was stored a moment ago."""
+    async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0, fresh: bool = False) -> Stored | None:
+        """The last message of `subject`. Unless it is `fresh`, a replica may not know what was stored a moment ago."""
         self._check_open()
+        if fresh and not self._leaders_forbidden:
+            try:
+                return await self._jetstream.get_from_leader(stream.name, subject, timeout)
+            except NotAllowed:  # to tenants' users, among them agents: a direct get is all the JetStream that they have
+                self._leaders_forbidden = True
         return await self._jetstream.get(stream.name, subject, timeout)
 
     async def follow(
@@ -209,6 +216,11 @@ class NatsBus(Bus):
         """Delete the messages of `subject`."""
         self._check_open()
         return await self._jetstream.purge(stream.name, subject)
+
+    async def measure(self, stream: Stream) -> StreamSize:
+        """How much a stream holds, as its leader says."""
+        self._check_open()
+        return await self._jetstream.measure(stream.name)
 
     # --- leases ---
 

@@ -12,7 +12,7 @@ from myna.actors.config import Settings
 from myna.actors.messages import WorkerId
 from myna.actors.subjects import token
 from myna.actors.worker.backend import Backend, BackendDied, BackendRefused
-from myna.actors.worker.noop import NoopBackend
+from myna.actors.worker.noop import NoopBackend, NoopModel
 from myna.actors.worker.shell import Worker, WorkerFailed
 
 GRACE = 10.0
@@ -24,12 +24,13 @@ def _arguments() -> argparse.Namespace:
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
     parser.add_argument("--name", default=f"engine-{host}-{os.getpid()}", type=token, help="this worker's unique name")
     parser.add_argument("--noop", action="store_true", help="no model: make words, for tests and measurements")
+    parser.add_argument("--step", type=float, default=0.0, help="seconds that --noop takes for a word")
     return parser.parse_args()
 
 
 def _backend(arguments: argparse.Namespace, settings: Settings) -> Backend:
     if arguments.noop:
-        return NoopBackend()
+        return NoopBackend(NoopModel(step=arguments.step))
     from myna.actors.engine_host.backend import EngineBackend  # here, so that a no-op host loads no engine
 
     return EngineBackend(settings)

@@ -1,7 +1,7 @@
 """A worker's backend that is an engine in a process of its own, spoken to in frames over a socket pair.
 
 The host's event loop never waits for the model: it writes commands and reads reports, and the heartbeat goes on meanwhile. The
-engine process ends when the host's end of the socket closes, however that comes about.
+engine process ends when the host's end of the socket closes, however that comes about. One that hangs is killed (see `pulse`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import structlog
 
 from myna.actors import config
 from myna.actors.config import Settings
+from myna.actors.engine_host.pulse import READ_EVERY, Pulse, processor_seconds
 from myna.actors.messages import (
     Call,
+    CallId,
     ErrorCode,
     Failure,
     FinishReason,
@@ -27,6 +29,7 @@ from myna.actors.messages import (
     Message,
     ModelCall,
     Output,
+    SessionId,
     Text,
     TokenLogprob,
     Usage,
@@ -38,6 +41,7 @@ from myna.actors.worker.backend import (
     Backend,
     BackendDied,
     BackendRefused,
+    Hold,
     Job,
     JobEnded,
     JobFailed,
@@ -84,6 +88,8 @@ class EngineBackend(Backend):
         self._ready: asyncio.Future[frames.Ready]
         self._running: dict[str, _Running] = {}
         self._load: dict[str, float] = {}
+        self._pulse = Pulse()
+        self._hung = ""
         self._report: Reporter
         self._hello: frames.Ready
 
@@ -140,7 +146,7 @@ class EngineBackend(Backend):
         """Submit an attempt to the engine."""
         request_id = ".".join(map(str, job.key))
         try:
-            frame = frames.encode(_submit(request_id, job))
+            frame = frames.encode(_submit(request_id, job, self._hello.tokenizer_digest))
         except (Unsupported, frames.FrameError) as error:
             self._report(JobFailed(job.key, Failure(code=ErrorCode.INVALID_CALL, message=str(error))))
             return
@@ -153,19 +159,56 @@ class EngineBackend(Backend):
         if self._running.pop(request_id, None) is not None:
             self._write(frames.encode(frames.Cancel(request_id)))
 
+    def retain(self, hold: Hold) -> None:
+        """Have the engine compute and keep a prompt. One that it can't render is not kept."""
+        try:
+            job = Job((hold.tenant, SessionId(""), CallId(hold.call.id), 0), hold.call, hold.inputs)
+            call = _call_frame(hold.call, job, self._hello.tokenizer_digest)
+            frame = frames.encode(
+                frames.Retain(
+                    _kept(hold.id), call, namespace=hold.cache or hold.tenant, distance=hold.distance
+                )
+            )
+        except (Unsupported, frames.FrameError) as error:
+            log.debug("a prompt can't be kept", call=hold.call.id, reason=str(error))
+            return
+        self._write(frame)
+
+    def release(self, hold: str) -> None:
+        """Have the engine keep a prompt no longer."""
+        self._write(frames.encode(frames.Unpin(_kept(hold))))
+
     def load(self) -> dict[str, float]:
-        """The figures of the last beat; asks for the next ones."""
-        self._write(frames.encode(frames.Query()))
+        """The figures that the engine told last."""
         return self._load
 
     async def wait(self) -> None:
-        """Until the engine process ends. Raises `BackendDied` with what it said."""
+        """Until the engine process ends, or hangs. Raises `BackendDied` with the reason."""
         assert self._reading is not None
-        await asyncio.shield(self._reading)
-        raise BackendDied("the engine process has ended; its log says why")
+        watching = asyncio.ensure_future(self._watch())
+        try:
+            await asyncio.wait((self._reading, watching), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+        if self._reading.done():
+            await self._reading
+        raise BackendDied(self._hung or "the engine process has ended; its log says why")
+
+    async def _watch(self) -> None:
+        """Ask the engine how it fares, again and again, until it hangs."""
+        loop = asyncio.get_running_loop()
+        while not self._hung:
+            self._pulse.owes(loop.time())
+            self._write(frames.encode(frames.Query()))
+            await asyncio.sleep(READ_EVERY)
+            used = processor_seconds(self.pid)
+            if used is not None:
+                self._hung = self._pulse.read(loop.time(), used) or ""
 
     async def close(self) -> None:
         """End the engine process: ask it, then make it."""
+        if self._hung and self._process is not None:
+            self._process.kill()
         if self._writer is not None:
             self._write(frames.encode(frames.Stop()))
             self._writer.close()
@@ -213,6 +256,7 @@ class EngineBackend(Backend):
             case frames.FailedReport():
                 self._request_failed(report)
             case frames.StatsReport(stats=stats):
+                self._pulse.answered()
                 self._load = {name: float(getattr(stats, name)) for name in _FIGURES}
             case frames.Rejected(reason=reason):
                 log.error("the engine did not understand a frame", reason=reason)
@@ -225,7 +269,14 @@ class EngineBackend(Backend):
         running = self._running.get(report.request_id)
         if running is not None:
             logprobs = tuple(
-                TokenLogprob(token=p.token_id, logprob=p.logprob, top=p.alternatives) for p in report.logprobs
+                TokenLogprob(
+                    token=p.token_id,
+                    logprob=p.logprob,
+                    top=p.alternatives,
+                    text=p.text,
+                    top_texts=p.alternative_texts,
+                )
+                for p in report.logprobs
             )
             variable = running.variables[report.output]
             self._report(Produced(running.key, variable, report.text, report.token_ids, logprobs))
@@ -260,22 +311,27 @@ class EngineBackend(Backend):
             self._report(JobFailed(running.key, failure))
 
 
+def _kept(hold: str) -> str:
+    """The engine's name of a retained prompt: no attempt has one of its form."""
+    return f"kept:{hold}"
+
+
 _FIGURES = (
     *("running", "waiting", "pages", "free_pages", "evictable_pages", "hit_tokens", "evicted_tokens", "preemptions"),
     *("steps", "step_seconds", "computed_tokens", "drawn_tokens"),
 )
 
 
-def _submit(request_id: str, job: Job) -> frames.Submit:
+def _submit(request_id: str, job: Job, tokenizer: str) -> frames.Submit:
     """The engine's frame of a job. Raises `Unsupported`."""
     assert isinstance(job.call, ModelCall)
     tenant, session, call_id, _ = job.key
-    namespace, cache_prefix = str(tenant), job.call.cache_prefix
+    namespace, cache_prefix = job.cache or str(tenant), job.call.cache_prefix
     # A resumed attempt must draw what the first would have drawn: the seed is the call's, not the attempt's.
     seed = int.from_bytes(hashlib.blake2b(f"{session}.{call_id}".encode(), digest_size=7).digest())
     return frames.Submit(
         request_id=request_id,
-        call=_call_frame(job.call, job),
+        call=_call_frame(job.call, job, tokenizer),
         priority=job.call.priority,
         namespace=namespace,
         cache_prefix=cache_prefix,
@@ -283,7 +339,8 @@ def _submit(request_id: str, job: Job) -> frames.Submit:
     )
 
 
-def _call_frame(call: ModelCall, job: Job) -> frames.CallFrame:
+def _call_frame(call: ModelCall, job: Job, tokenizer: str) -> frames.CallFrame:
+    """`tokenizer`: the digest of the engine's own, which says whether it can use the token ids of a value."""
     index = 0
     messages: list[frames.CallMessage] = []
     for message in call.messages:
@@ -293,6 +350,10 @@ def _call_frame(call: ModelCall, job: Job) -> frames.CallFrame:
             match segment:
                 case Text(text=text):
                     segments.append(frames.TextSegment(text))
+                case Input(variables=(variable,)):
+                    value = job.inputs[VarId(variable)]
+                    drawn = value.tokens if value.tokenizer == tokenizer else ()
+                    segments.append(frames.TextSegment(value.text, drawn))
                 case Input(variables=variables, joiner=joiner):
                     segments.append(frames.TextSegment(joiner.join(job.inputs[VarId(v)].text for v in variables)))
                 case Output():
@@ -300,7 +361,7 @@ def _call_frame(call: ModelCall, job: Job) -> frames.CallFrame:
                     index += len(segment.variables)
                 case _:
                     assert_never(segment)
-        messages.append(frames.CallMessage(message.role, tuple(segments)))
+        messages.append(frames.CallMessage(message.role, tuple(segments), _fields(message)))
     tools = tuple(
         {
             "type": "function",
@@ -312,10 +373,16 @@ def _call_frame(call: ModelCall, job: Job) -> frames.CallFrame:
 
 
 def _refuse_unsupported(message: Message, call: Call) -> None:
-    if message.tool_calls is not None or message.tool_call_id is not None:
-        raise Unsupported("this engine can't render a message with tool calls or tool results yet")
+    if isinstance(call, ModelCall) and call.tool_choice not in ("", "auto"):
+        raise Unsupported("this engine can't make sure that a tool is called yet: leave the choice to the model")
     if any(isinstance(s, Output) and s.format is not None for s in message.segments):
         raise Unsupported(f"call {call.id!r}: this engine can't constrain an output to a format yet")
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """What a chat template knows of a message beside role and text."""
+    known = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": message.tool_calls}
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _output_segment(output: Output, index: int, job: Job) -> frames.OutputSegment | frames.TokensSegment:

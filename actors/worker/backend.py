@@ -16,6 +16,7 @@ from myna.actors.messages import (
     CallId,
     Failure,
     FinishReason,
+    ModelCall,
     SessionId,
     Tenant,
     TokenLogprob,
@@ -59,6 +60,21 @@ class Job:
     call: Call
     inputs: Mapping[VarId, Value]
     resumed: Mapping[VarId, Resumed] = field(default_factory=dict)
+    cache: str = ""
+    """The prefix cache that it shares: its tenant's own, where this is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A prompt that calls to come begin with: `call`, cut where it ends, with its inputs' values. `distance`: seconds until it is
+    thought to be used."""
+
+    id: str
+    tenant: Tenant
+    call: ModelCall
+    inputs: Mapping[VarId, Value]
+    distance: float
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +150,12 @@ class Backend(ABC):
     @abstractmethod
     async def close(self) -> None:
         """End everything, bounded in time. Idempotent."""
+
+    def retain(self, hold: Hold) -> None:  # noqa: B027 - a backend without a cache has nothing to keep
+        """Compute and keep a prompt until `release`, as far as memory allows. Nothing is reported of it."""
+
+    def release(self, hold: str) -> None:  # noqa: B027
+        """A retained prompt is a cache like any other again. Unknown ids do nothing."""
 
     def load(self) -> dict[str, float]:
         """Figures for the heartbeat, such as free KV tokens."""

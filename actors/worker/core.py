@@ -5,15 +5,19 @@ Laws:
 - The value is published after the last chunk was accepted, and is the chunks joined. An output with transforms, or `buffered`,
   has no chunks.
 - A chunk that the stream refuses ends the attempt: another attempt owns the output.
+- What readers have seen is never made anew: a worker that can't resume fails, finally, once a chunk is out.
 - A command with an older lease than one already seen is refused; an older attempt of a call gives way to a newer one.
 - A worker never publishes failure: it tells the scheduler, which decides.
+- Prompts are kept for the scheduler that asked for it: with a new leader they go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from myna.actors.messages import (
     Call,
@@ -29,6 +33,8 @@ from myna.actors.messages import (
     ModelCall,
     NativeCall,
     Output,
+    Release,
+    Retain,
     Run,
     Running,
     SessionId,
@@ -43,10 +49,10 @@ from myna.actors.messages import (
     VarId,
     WorkerId,
 )
-from myna.actors.outcomes import shortened
+from myna.actors.outcomes import Chain, shortened
 from myna.actors.plain import is_plain
 from myna.actors.program import inputs_of
-from myna.actors.worker.backend import Job, JobEnded, JobFailed, OutputEnded, Produced, Report, Resumed, RunKey
+from myna.actors.worker.backend import Hold, Job, JobEnded, JobFailed, OutputEnded, Produced, Report, Resumed, RunKey
 from myna.actors.worker.events import (
     Abandon,
     Asked,
@@ -54,6 +60,10 @@ from myna.actors.worker.events import (
     Depart,
     Draining,
     Due,
+    Fetch,
+    Fetched,
+    Forgo,
+    Hoard,
     NotStored,
     Present,
     PutChunk,
@@ -72,6 +82,8 @@ from myna.actors.worker.transforms import TransformFailed, apply
 
 COALESCE = 0.02
 """Seconds between two chunks of one output."""
+REMEMBERED = 4096
+"""Attempts that have ended here, lately: an order that comes twice, the second time late, must not be carried out again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +95,10 @@ class _Output:
     transforms: tuple[Transform, ...]
     stored_text: list[str] = field(default_factory=list)
     stored_tokens: list[int] = field(default_factory=list)
+    chain: Chain = field(default_factory=Chain)
+    """Of the stored text."""
+    torn: bool = False
+    """Its chunks, as found, are not one text: servers have lost some, and two attempts wrote the rest."""
     text: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -97,6 +113,17 @@ class _Output:
     """The last chunk is stored (or none is due): the value may go out."""
     publishing: bool = False
     done: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether readers have, or may have, seen a part of it."""
+        return self.next > 0 or self.in_flight is not None
+
+    def store(self, chunk: Chunk) -> None:
+        """A chunk is in the stream."""
+        self.stored_text.append(chunk.text)
+        self.stored_tokens += chunk.tokens
+        self.chain.add(chunk.text)
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +146,8 @@ class WorkerCore:
         self.lease = 0
         self.draining = False
         self._attempts: dict[tuple[Tenant, SessionId, CallId], _Attempt] = {}
+        self._over: dict[RunKey, None] = {}
+        self._kept: set[str] = set()
         self._out: list[WorkerCommand] = []
 
     @property
@@ -135,6 +164,8 @@ class WorkerCore:
                 self._asked(event.message, event.now)
             case Read():
                 self._read(event)
+            case Fetched():
+                self._fetched(event)
             case Reported():
                 self._reported(event.report, event.now)
             case Stored():
@@ -156,12 +187,23 @@ class WorkerCore:
 
     # --- what a scheduler asks ---
 
-    def _asked(self, message: Run | Stop | Drain | Hello, now: float) -> None:
+    def _asked(self, message: Run | Stop | Retain | Release | Drain | Hello, now: float) -> None:
+        if message.lease > self.lease:
+            self._forgo(self._kept)
         match message:
             case Run():
                 self._run(message, now)
             case Stop():
                 self._stop(message)
+            case Retain():
+                if message.lease >= self.lease and not self.draining:
+                    self.lease = message.lease
+                    self._kept.add(message.id)
+                    self._out.append(Fetch(message))
+            case Release():
+                if message.lease >= self.lease:
+                    self.lease = message.lease
+                    self._forgo(self._kept.intersection(message.ids))
             case Drain():
                 if message.lease >= self.lease:
                     self.lease = message.lease
@@ -171,6 +213,18 @@ class WorkerCore:
                 self._out.append(Present())
             case _:
                 assert_never(message)
+
+    def _forgo(self, ids: set[str]) -> None:
+        self._out += [Forgo(hold) for hold in sorted(ids)]
+        self._kept = self._kept - ids
+
+    def _fetched(self, event: Fetched) -> None:
+        retain, inputs = event.retain, event.inputs
+        if inputs is None:
+            self._kept.discard(retain.id)
+        elif retain.id in self._kept:
+            hold = Hold(retain.id, Tenant(retain.tenant), retain.call, inputs, retain.distance, retain.cache)
+            self._out.append(Hoard(hold))
 
     def _drain(self) -> None:
         self.draining = True
@@ -186,14 +240,14 @@ class WorkerCore:
         if self.draining:
             self._refuse(key, "the worker is draining")
             return
-        if held is not None and held.key[3] >= run.attempt:
+        if key in self._over or (held is not None and held.key[3] >= run.attempt):
             return  # the same order twice, or one that was overtaken
         if held is not None:
             self._drop(held)
         attempt = _Attempt(key, run, {o.variable: o for o in _outputs(run.call)}, now)
         self._attempts[key[:3]] = attempt
-        inputs = tuple(dict.fromkeys(inputs_of(run.call)))
-        self._out.append(ReadInputs(key, inputs, tuple(attempt.outputs) if run.resume else ()))
+        inputs = () if run.source is not None else tuple(dict.fromkeys(inputs_of(run.call)))
+        self._out.append(ReadInputs(key, inputs, tuple(attempt.outputs) if run.resume else (), run.source))
         return
 
     def _refuse(self, key: RunKey, why: str) -> None:
@@ -212,6 +266,9 @@ class WorkerCore:
         if attempt.begun_at is not None:
             self._out.append(Abandon(attempt.key))
         del self._attempts[attempt.key[:3]]
+        self._over[attempt.key] = None
+        if len(self._over) > REMEMBERED:
+            del self._over[next(iter(self._over))]
 
     # --- start ---
 
@@ -222,32 +279,47 @@ class WorkerCore:
         if event.failure is not None:
             self._fail(event.key, event.failure)
             return
+        if attempt.run.source is not None:
+            self._copy(attempt, event.taken)
+            return
         for variable, output in attempt.outputs.items():
             self._resume(attempt, output, event.chunks.get(variable, ()))
             outcome = event.outcomes.get(variable)
             if outcome is not None:
                 self._already(attempt, output, outcome)
-        torn = [o.variable for o in attempt.outputs.values() if o.next and o.end is None and not o.done]
-        if torn and not self.resumable:
-            message = f"readers have seen a part of {', '.join(torn)}, and this kind of worker can't go on from there"
-            self._fail(event.key, Failure(code=ErrorCode.WORKER_LOST, message=message))
+        if torn := [o.variable for o in attempt.outputs.values() if o.torn and not o.done]:
+            message = f"the servers have lost chunks of {', '.join(torn)}, and what is left does not belong together"
+            failure = Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True)
+            self._fail(event.key, failure, final=True)
+            return
+        if seen := self._seen(attempt):
+            message = f"readers have seen a part of {seen}, and this kind of worker can't go on from there"
+            self._fail(event.key, Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True))
             return
         self._tell(event.key, EventKind.STARTED)
         if any(not o.done and o.end is None for o in attempt.outputs.values()):
             attempt.begun_at = event.now
             resumed = {v: r for v, o in attempt.outputs.items() if (r := _resumed(o)) is not None}
-            self._out.append(Begin(Job(event.key, attempt.run.call, event.inputs, resumed)))
+            self._out.append(Begin(Job(event.key, attempt.run.call, event.inputs, resumed, attempt.run.cache)))
         for output in attempt.outputs.values():
             self._advance(attempt, output, event.now)
         self._settle(attempt)
         return
 
+    def _copy(self, attempt: _Attempt, values: Sequence[Value]) -> None:
+        """Publish what an identical call has made. Nothing was computed for it, and nothing of it was streamed."""
+        self._tell(attempt.key, EventKind.STARTED)
+        for output, value in zip(attempt.outputs.values(), values, strict=True):
+            output.streamed = output.publishing = True
+            mine = replace(value, attempt=attempt.key[3], call=attempt.key[2], usage=Usage(), timing=None)
+            self._out.append(PutValue(attempt.key, output.variable, mine))
+
     def _resume(self, attempt: _Attempt, output: _Output, chunks: Iterable[Chunk]) -> None:
         """Take over what earlier attempts have published: the next chunk to claim is the first that is not there."""
         for n, chunk in enumerate(chunks):
             output.next = n + 1
-            output.stored_text.append(chunk.text)
-            output.stored_tokens += chunk.tokens
+            output.torn |= chunk.at is not None and (chunk.at, chunk.chain) != output.chain.state
+            output.store(chunk)
             if chunk.last:
                 output.streamed = True
                 output.end = OutputEnded(attempt.key, output.variable, chunk.finish)
@@ -320,6 +392,8 @@ class WorkerCore:
             tokens=tuple(output.tokens),
             last=output.end is not None,
             finish=output.end.finish if output.end else FinishReason.STOP,
+            at=output.chain.characters,
+            chain=output.chain.digest,
         )
         output.text, output.tokens = [], []
         output.in_flight, output.not_before = chunk, now + COALESCE
@@ -374,8 +448,7 @@ class WorkerCore:
             output.done = True
         elif output.in_flight is not None and event.n == output.next:
             chunk, output.in_flight = output.in_flight, None
-            output.stored_text.append(chunk.text)
-            output.stored_tokens += chunk.tokens
+            output.store(chunk)
             output.streamed = chunk.last
             output.next += 1
             self._advance(attempt, output, event.now)
@@ -389,9 +462,8 @@ class WorkerCore:
             attempt.outputs[event.variable].done = True
             self._settle(attempt)
             return
-        message = f"chunk {event.n} of {event.variable!r} belongs to another attempt"
-        self._fail(event.key, Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True))
-        return
+        self._drop(attempt)
+        self._tell(event.key, EventKind.OVERTAKEN)
 
     def _due(self, event: Due) -> None:
         attempt = self._find(event.key)
@@ -407,17 +479,31 @@ class WorkerCore:
             self._drop(attempt)
             self._tell(attempt.key, EventKind.FINISHED, usage=attempt.usage)
 
-    def _fail(self, key: RunKey, failure: Failure) -> None:
+    def _fail(self, key: RunKey, failure: Failure, *, final: bool = False) -> None:
         attempt = self._find(key)
         if attempt is not None:
             self._drop(attempt)
-            self._tell(key, EventKind.FAILED, shortened(failure))
+            self._tell(key, EventKind.FAILED, shortened(failure), final=final or bool(self._seen(attempt)))
+
+    def _seen(self, attempt: _Attempt) -> str:
+        """The outputs that readers have seen a part of, where another attempt could not go on from there."""
+        if self.resumable:
+            return ""
+        return ", ".join(o.variable for o in attempt.outputs.values() if o.begun and o.end is None and not o.done)
 
     def _find(self, key: RunKey) -> _Attempt | None:
         attempt = self._attempts.get(key[:3])
         return attempt if attempt is not None and attempt.key == key else None
 
-    def _tell(self, key: RunKey, kind: EventKind, failure: Failure | None = None, usage: Usage = Usage()) -> None:
+    def _tell(
+        self,
+        key: RunKey,
+        kind: EventKind,
+        failure: Failure | None = None,
+        usage: Usage = Usage(),
+        *,
+        final: bool = False,
+    ) -> None:
         tenant, session, call, attempt = key
         self._out.append(
             Tell(
@@ -430,6 +516,7 @@ class WorkerCore:
                     attempt=attempt,
                     failure=failure,
                     usage=usage,
+                    final=final,
                 )
             )
         )

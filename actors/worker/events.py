@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from myna.actors.messages import Chunk, Drain, Event, Failure, Hello, Outcome, Run, Stop, Value, VarId
-from myna.actors.worker.backend import Job, Report, RunKey
+from myna.actors.messages import (
+    Chunk,
+    Drain,
+    Event,
+    Failure,
+    Hello,
+    Outcome,
+    Release,
+    Retain,
+    Run,
+    Source,
+    Stop,
+    Value,
+    VarId,
+)
+from myna.actors.worker.backend import Hold, Job, Report, RunKey
 
 # --- events ---
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A scheduler asks to run a call, to stop an attempt, to take no more, or says who leads."""
+    """A scheduler asks to run a call, to stop an attempt, to keep a prompt or not, to take no more, or says who leads."""
 
-    message: Run | Stop | Drain | Hello
+    message: Run | Stop | Retain | Release | Drain | Hello
     now: float
 
 
@@ -29,6 +43,16 @@ class Read:
     outcomes: Mapping[VarId, Outcome]
     failure: Failure | None
     now: float
+    taken: tuple[Value, ...] = ()
+    """What the source of the attempt has, in the order of its variables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The inputs of a prompt that is to be kept are there; None if they can't be had."""
+
+    retain: Retain
+    inputs: Mapping[VarId, Value] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +109,40 @@ class Draining:
     now: float
 
 
-WorkerEvent = Asked | Read | Reported | Stored | Refused | NotStored | Due | Draining
+WorkerEvent = Asked | Read | Fetched | Reported | Stored | Refused | NotStored | Due | Draining
 
 # --- commands ---
 
 
 @dataclass(frozen=True, slots=True)
 class ReadInputs:
-    """Read the values of `inputs`; with `outputs`, also what those have already."""
+    """Read the values of `inputs`; with `outputs`, also what those have already; with `source`, what is to be copied."""
 
     key: RunKey
     inputs: tuple[VarId, ...]
     outputs: tuple[VarId, ...]
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read the inputs of a prompt that is to be kept."""
+
+    retain: Retain
+
+
+@dataclass(frozen=True, slots=True)
+class Hoard:
+    """Have the backend keep a prompt."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Forgo:
+    """Have the backend keep a prompt no longer."""
+
+    hold: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,4 +204,6 @@ class Depart:
     """Draining is over: nothing is held any more."""
 
 
-WorkerCommand = ReadInputs | Begin | Abandon | PutChunk | PutValue | Tell | Present | Wake | Depart
+WorkerCommand = (
+    ReadInputs | Fetch | Hoard | Forgo | Begin | Abandon | PutChunk | PutValue | Tell | Present | Wake | Depart
+)

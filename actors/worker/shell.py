@@ -30,12 +30,17 @@ from myna.actors.messages import (
     Hello,
     Leave,
     Outcome,
+    Release,
+    Retain,
     Run,
+    SessionId,
     Stop,
+    Tenant,
     Value,
     VarId,
     WorkerId,
 )
+from myna.actors.program import inputs_of
 from myna.actors.subjects import FromWorker, ToWorker
 from myna.actors.worker.backend import Backend, BackendDied, Offer, Report, RunKey
 from myna.actors.worker.core import WorkerCore
@@ -46,6 +51,10 @@ from myna.actors.worker.events import (
     Depart,
     Draining,
     Due,
+    Fetch,
+    Fetched,
+    Forgo,
+    Hoard,
     NotStored,
     Present,
     PutChunk,
@@ -71,6 +80,10 @@ CACHE_BYTES = 64 * 1024 * 1024
 """Values lately read or written here, kept so that a consumer beside its producer reads nothing over the network."""
 
 
+_ENTRY = 2048
+"""Bytes that a cached value takes beside its body: the decoded message, its subject and the books."""
+
+
 class WorkerFailed(Exception):
     """The worker can't go on; its calls are given to others."""
 
@@ -91,6 +104,7 @@ class _ValueCache:
         return found[0]
 
     def put(self, subject: str, value: Value, size: int) -> None:
+        size += _ENTRY
         if subject in self._values or size > self._limit // 4:
             return
         self._values[subject] = (value, size)
@@ -111,6 +125,7 @@ class Worker:
         self._values = _ValueCache(CACHE_BYTES)
         self._core: WorkerCore
         self._offer: Offer
+        self._tenant: Tenant | None = None
         self._tasks: asyncio.TaskGroup
         self._departed = asyncio.Event()
         self._failed: asyncio.Future[None]
@@ -120,8 +135,10 @@ class Worker:
     async def run(self) -> None:
         """Serve until drained or cancelled. Raises `WorkerFailed`, `BackendDied` or `BusError`."""
         self._failed = asyncio.get_running_loop().create_future()
+        reason = ""
         try:
             self._offer = await self._backend.start(self._on_report)
+            self._tenant = self._offer.tenant
             self._core = WorkerCore(self._worker, resumable=self._offer.resumable)
             async with asyncio.TaskGroup() as self._tasks:
                 await self._listen()
@@ -133,8 +150,11 @@ class Worker:
                 for task in watchers:
                     task.cancel()
         except* (WorkerFailed, BackendDied, BusError) as errors:
+            reason = str(errors.exceptions[0])
             raise errors.exceptions[0] from None
         finally:
+            if not self._departed.is_set():  # whatever the cause, its calls need not wait until its silence is noticed
+                await self._leave(reason)
             await self._backend.close()
 
     def drain(self) -> None:
@@ -147,7 +167,9 @@ class Worker:
         return asyncio.get_running_loop().time()
 
     async def _listen(self) -> None:
-        await self._bus.subscribe(subjects.to_worker_all(self._worker), self._on_order, on_error=self._on_error)
+        tenant, worker = self._tenant, self._worker
+        orders = subjects.to_worker_all(worker) if tenant is None else subjects.to_agent_all(tenant, worker)
+        await self._bus.subscribe(orders, self._on_order, on_error=self._on_error)
         await self._bus.subscribe(subjects.HELLO, self._on_hello, on_error=self._on_error)
 
     def _on_error(self, error: BusError) -> None:
@@ -175,6 +197,12 @@ class Worker:
                 case ToWorker.STOP:
                     stop: Stop = codec.decode(delivery.data, Stop)
                     self._feed(Asked(stop, self._now()))
+                case ToWorker.RETAIN:
+                    retain: Retain = codec.decode(delivery.data, Retain)
+                    self._feed(Asked(retain, self._now()))
+                case ToWorker.RELEASE:
+                    release: Release = codec.decode(delivery.data, Release)
+                    self._feed(Asked(release, self._now()))
                 case ToWorker.DRAIN:
                     drain: Drain = codec.decode(delivery.data, Drain)
                     self._feed(Asked(drain, self._now()))
@@ -211,7 +239,7 @@ class Worker:
                 key = report.key
             case Read() | Stored() | Refused() | NotStored() | Due():
                 key = event.key
-            case Asked() | Draining():
+            case Asked() | Fetched() | Draining():
                 return []
             case _:
                 assert_never(event)
@@ -224,6 +252,12 @@ class Worker:
         match command:
             case ReadInputs():
                 self._spawn(self._read(command))
+            case Fetch(retain=retain):
+                self._spawn(self._fetch(retain))
+            case Hoard(hold=hold):
+                self._backend.retain(hold)
+            case Forgo(hold=name):
+                self._backend.release(name)
             case Begin(job=job):
                 self._backend.run(job)
             case Abandon(key=key):
@@ -233,7 +267,7 @@ class Worker:
             case PutValue():
                 self._spawn(self._put_value(command))
             case Tell(event=event):
-                self._spawn(self._send(subjects.from_worker(self._worker, FromWorker.EVENT), codec.encode(event)))
+                self._spawn(self._send(self._to_scheduler(FromWorker.EVENT), codec.encode(event)))
             case Present():
                 self._spawn(self._present())
             case Wake(key=key, variable=variable, at=at):
@@ -245,7 +279,14 @@ class Worker:
                 assert_never(command)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.create_task(work)
+        try:
+            self._tasks.create_task(work)
+        except RuntimeError:  # the worker is ending: a timer or a report came too late
+            work.close()
+
+    def _to_scheduler(self, leaf: FromWorker) -> str:
+        tenant, worker = self._tenant, self._worker
+        return subjects.from_worker(worker, leaf) if tenant is None else subjects.from_agent(tenant, worker, leaf)
 
     async def _send(self, subject: str, data: bytes) -> None:
         """Send at most once: what is lost shows in the next beats."""
@@ -270,7 +311,7 @@ class Worker:
             tenant=offer.tenant,
             running=self._core.running,
         )
-        await self._send(subjects.from_worker(self._worker, FromWorker.ANNOUNCE), codec.encode(announce))
+        await self._send(self._to_scheduler(FromWorker.ANNOUNCE), codec.encode(announce))
 
     async def _beat(self) -> None:
         while True:
@@ -281,11 +322,11 @@ class Worker:
                 running=self._core.running,
                 load=self._backend.load(),
             )
-            await self._send(subjects.from_worker(self._worker, FromWorker.BEAT), codec.encode(beat))
+            await self._send(self._to_scheduler(FromWorker.BEAT), codec.encode(beat))
 
-    async def _leave(self) -> None:
-        leave = Leave(worker=self._worker, incarnation=self._incarnation)
-        await self._send(subjects.from_worker(self._worker, FromWorker.LEAVE), codec.encode(leave))
+    async def _leave(self, reason: str = "") -> None:
+        leave = Leave(worker=self._worker, incarnation=self._incarnation, reason=reason[:1000])
+        await self._send(self._to_scheduler(FromWorker.LEAVE), codec.encode(leave))
 
     # --- reading ---
 
@@ -294,24 +335,41 @@ class Worker:
         inputs: dict[VarId, Value] = {}
         chunks: dict[VarId, tuple[Chunk, ...]] = {}
         already: dict[VarId, Outcome] = {}
+        taken: list[Value] = []
         failure: Failure | None = None
         try:
             async with asyncio.timeout(PATIENCE):
+                if command.source is not None:
+                    origin = (key[0], SessionId(command.source.session))
+                    taken = [await self._value(*origin, VarId(v)) for v in command.source.variables]
                 for variable in command.inputs:
-                    inputs[variable] = await self._input(key, variable)
+                    inputs[variable] = await self._value(*key[:2], variable)
                 for variable in command.outputs:
                     chunks[variable] = await self._chunks(key, variable)
-                    outcome = await self._outcome(subjects.write(*key[:2], variable))
+                    outcome = await self._outcome(subjects.write(*key[:2], variable), fresh=True)
                     if outcome is not None:
                         already[variable] = outcome
         except (BusError, WireError, TimeoutError) as error:
             message = f"worker {self._worker!r} could not read the inputs of call {key[2]!r}: {error or 'time-out'}"
             failure = Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True)
-        self._feed(Read(key, inputs, chunks, already, failure, self._now()))
+        self._feed(Read(key, inputs, chunks, already, failure, self._now(), tuple(taken)))
 
-    async def _input(self, key: RunKey, variable: VarId) -> Value:
-        """An input's value. It is stored, or the call would not run; but a replica may be behind for a moment."""
-        subject = subjects.write(*key[:2], variable)
+    async def _fetch(self, retain: Retain) -> None:
+        """The inputs of a prompt that is to be kept: a hint, so that nothing is tried twice."""
+        inputs: dict[VarId, Value] = {}
+        try:
+            async with asyncio.timeout(PATIENCE):
+                for variable in dict.fromkeys(inputs_of(retain.call)):
+                    inputs[variable] = await self._value(Tenant(retain.tenant), SessionId(retain.session), variable)
+        except (BusError, WireError, TimeoutError) as error:
+            log.debug("a prompt can't be kept", call=retain.call.id, reason=str(error) or "time-out")
+            self._feed(Fetched(retain, None))
+        else:
+            self._feed(Fetched(retain, inputs))
+
+    async def _value(self, tenant: Tenant, session: SessionId, variable: VarId) -> Value:
+        """A variable's value. It is stored, or the call would not run; but a replica may be behind for a moment."""
+        subject = subjects.write(tenant, session, variable)
         cached = self._values.get(subject)
         pause = 0.005
         while cached is None:
@@ -326,8 +384,8 @@ class Worker:
                     raise WireError(f"input {variable!r} has no value, but ended in {outcome!r}")
         return cached
 
-    async def _outcome(self, subject: str) -> Outcome | None:
-        stored = await self._bus.get(subjects.VALUES, subject)
+    async def _outcome(self, subject: str, *, fresh: bool = False) -> Outcome | None:
+        stored = await self._bus.get(subjects.VALUES, subject, fresh=fresh)
         if stored is None:
             return None
         outcome: Outcome = codec.decode(stored.data, Value | Failure | Cancellation)
@@ -339,7 +397,7 @@ class Worker:
         found: list[Chunk] = []
         while True:
             subject = subjects.write_chunk(*key[:2], variable, len(found))
-            stored = await self._bus.get(subjects.CHUNKS, subject)
+            stored = await self._bus.get(subjects.CHUNKS, subject, fresh=True)
             if stored is None:
                 return tuple(found)
             found.append(codec.decode(stored.data, Chunk))
@@ -360,7 +418,7 @@ class Worker:
             await self._bus.append(subject, data, message_id=self._id(subject, key), timeout=PATIENCE)
             event = Stored(key, variable, n, self._now())
         except AlreadyAssigned:
-            event = await self._compare(key, variable, n, subject)
+            event = await self._compare(key, variable, n, subject, data)
         except (BusError, WireError) as error:
             event = NotStored(key, variable, _unstored(variable, error), self._now())
         self._feed(event)
@@ -376,21 +434,19 @@ class Worker:
             self._values.put(subject, value, len(data))
             event = Stored(key, variable, None, self._now())
         except AlreadyAssigned:
-            event = await self._compare(key, variable, None, subject)
+            event = await self._compare(key, variable, None, subject, data)
         except (BusError, WireError) as error:
             event = NotStored(key, variable, _unstored(variable, error), self._now())
         self._feed(event)
 
-    async def _compare(self, key: RunKey, variable: VarId, n: int | None, subject: str) -> WorkerEvent:
+    async def _compare(self, key: RunKey, variable: VarId, n: int | None, subject: str, data: bytes) -> WorkerEvent:
         """The subject is taken: by ourselves, in an earlier try whose acknowledgement was lost, or by another attempt."""
         stream = subjects.VALUES if n is None else subjects.CHUNKS
         ours = False
         try:
-            stored = await self._bus.get(stream, subject)
-            if stored is not None:
-                there: Any = codec.decode(stored.data, Chunk | Value | Failure | Cancellation)
-                ours = getattr(there, "attempt", None) == key[3]
-        except (BusError, WireError) as error:
+            stored = await self._bus.get(stream, subject, fresh=True)
+            ours = stored is not None and stored.data == data
+        except BusError as error:
             log.warning("could not read back", subject=subject, reason=str(error))
         return (Stored if ours else Refused)(key, variable, n, self._now())
 

@@ -84,7 +84,7 @@ async def main(
 
 FAIRNESS = (
     "Every run has the same prompts, greedy sampling and token limits, on the same scheduler and engine, over the same "
-    "connection. Each is a tenant of its own: the engine shares no cached prefix between tenants, so each begins cold on the "
+    "connection. Each has a prefix cache of its own in the engine, which keeps such caches apart, so each begins cold on the "
     "very same text. One short call goes before each run; opening the session is not timed. The waiting client sends a call "
     "the moment its inputs have come back, all that is independent at once, and runs the native function at its own side. A "
     "simulated round trip is charged to both: to the waiting client for every call, to Myna for its submission and its last "
@@ -157,10 +157,9 @@ async def _measure(client: myna.Client, applications: Sequence[Named], sizes: Si
 async def _time(
     client: myna.Client, application: Named, round_trip: float, arm: Arm, on_end: Callable[[], None]
 ) -> Run:
-    """One run as a tenant of its own, after a short call that is not timed."""
-    tenant = ids.new("showcase")
-    alone = myna.connect(bus=client.bus, tenant=tenant)
-    async with alone, hosting(client.bus, overlooked, tenant=tenant), alone.session(arm.name.lower()) as session:
+    """One run with a prefix cache of its own, after a short call that is not timed."""
+    alone = client.session(arm.name.lower(), cache=ids.new("showcase"))
+    async with hosting(client.bus, overlooked, tenant=client.tenant), alone as session:
         await wake(session=session)
         return await _caller(session, round_trip, arm, on_end).run(application.application)
 

@@ -117,6 +117,26 @@ _REASONS = m.CallReasons(
     reasons=("it runs on 'w1': it has the prefix",),
 )
 
+_CALL_VIEW = m.CallView(
+    id="call-1",
+    function="sum",
+    state="running",
+    inputs=("a",),
+    outputs=("c",),
+    worker="w1",
+    produced=7,
+    seconds=0.5,
+)
+_VARIABLE_VIEW = m.VariableView(id="c", state="pending", producer="call-1")
+
+_POLICY = m.TenantPolicy(
+    tenant="acme", weight=2.0, sessions=10, calls=100, running=4, bytes=2**30, tokens=60000, cache="team", removed=True
+)
+_CALL_USAGE = m.CallUsage(call="call-1", function="f", usage=_USAGE)
+_TENANT_STATUS = m.TenantStatus(
+    tenant="acme", sessions=1, calls=2, bytes=3, tokens=4, used=_USAGE, used_by=5, policy=_POLICY
+)
+
 EXAMPLES: dict[str, Frozen] = {
     "Objective": _OBJECTIVE,
     "Sampling": _SAMPLING,
@@ -129,17 +149,24 @@ EXAMPLES: dict[str, Frozen] = {
     "Message": _MESSAGE,
     "Tool": _TOOL,
     "ModelCall": _MODEL_CALL,
+    "ModelCall.memoise": m.ModelCall(id="call-3", messages=(_MESSAGE,), memoise=True),
     "Argument": _ARGUMENT,
     "NativeCall": _NATIVE_CALL,
     "Open": m.Open(protocol=1, lazy=True, ttl=60.0, priority=2, name="demo"),
     "Open.default": m.Open(protocol=1),
+    "Open.keep": m.Open(protocol=1, keep=60.0),
+    "Open.objective": m.Open(protocol=1, objective=_OBJECTIVE),
     "Declare": m.Declare(variables=("a", "b")),
     "Submit": m.Submit(calls=(_MODEL_CALL, _NATIVE_CALL)),
     "Want": m.Want(variables=("c",), objective=_OBJECTIVE),
+    "Want.reader": m.Want(variables=("c",), reader="ann"),
+    "Unwant": m.Unwant(variables=("c", "d"), reader="ann"),
     "Cancel": m.Cancel(calls=("call-1",), reason="enough"),
+    "Cancel.upstream": m.Cancel(calls=("call-1",), upstream=True),
     "Close": m.Close(reason="done"),
     "Usage": _USAGE,
     "TokenLogprob": _LOGPROB,
+    "TokenLogprob.texts": m.TokenLogprob(token=5, logprob=-0.25, top=((5, -0.25),), text=" a", top_texts=(" a",)),
     "Timing": _TIMING,
     "Value": m.Value(
         text="hello",
@@ -158,6 +185,7 @@ EXAMPLES: dict[str, Frozen] = {
     "Failure": _FAILURE,
     "Cancellation": m.Cancellation(reason="closed", call="call-1"),
     "Chunk": m.Chunk(attempt=2**20 + 1, text="he", tokens=(1,), last=True, finish=m.FinishReason.LENGTH),
+    "Chunk.at": m.Chunk(attempt=2**20 + 1, text="lo", at=2, chain="0af1"),
     "Running": _RUNNING,
     "Announce": m.Announce(
         protocol=1,
@@ -175,10 +203,24 @@ EXAMPLES: dict[str, Frozen] = {
     ),
     "Beat": m.Beat(worker="w1", incarnation="i1", running=(_RUNNING,), load={"pages": 0.5}),
     "Leave": m.Leave(worker="w1", incarnation="i1"),
+    "Leave.reason": m.Leave(worker="w1", incarnation="i1", reason="its engine hangs"),
     "Hello": m.Hello(protocol=1, scheduler="sched-1", lease=5),
     "Run": m.Run(tenant="acme", session="s1", call=_NATIVE_CALL, attempt=2**20 + 1, lease=1, resume=True),
     "Stop": m.Stop(tenant="acme", session="s1", call="call-1", attempt=2**20 + 1, lease=1),
+    "Source": m.Source(session="s0", call="call-9", variables=("x", "y")),
+    "Run.source": m.Run(
+        tenant="acme",
+        session="s1",
+        call=_MODEL_CALL,
+        attempt=2**20 + 1,
+        lease=1,
+        source=m.Source(session="s0", call="call-9", variables=("x",)),
+    ),
+    "Retain": m.Retain(tenant="acme", session="s1", id="keep-1", call=_MODEL_CALL, lease=5, distance=2.5),
+    "Release": m.Release(ids=("keep-1", "keep-2"), lease=5),
     "Drain": m.Drain(lease=5),
+    "StreamStatus": m.StreamStatus(name="MYNA_LOG", messages=3, bytes=700),
+    "DrainRequest": m.DrainRequest(worker="w1"),
     "Event": m.Event(
         worker="w1",
         kind=m.EventKind.FAILED,
@@ -189,12 +231,47 @@ EXAMPLES: dict[str, Frozen] = {
         failure=_FAILURE,
         usage=_USAGE,
     ),
+    "Event.final": m.Event(
+        worker="w1",
+        kind=m.EventKind.FAILED,
+        tenant="acme",
+        session="s1",
+        call="call-1",
+        attempt=2**20 + 1,
+        failure=_FAILURE,
+        final=True,
+    ),
+    "TenantPolicy": _POLICY,
+    "TenantPolicy.plain": m.TenantPolicy(tenant="acme"),
+    "CallUsage": _CALL_USAGE,
+    "SessionUsage": m.SessionUsage(tenant="acme", session="s1", used=_USAGE, calls=(_CALL_USAGE,), name="demo"),
+    "TenantStatus": _TENANT_STATUS,
+    "Status.tenants": m.Status(scheduler="s", lease=5, workers=(), sessions=(), queued=0, tenants=(_TENANT_STATUS,)),
+    "Failure.over_quota": m.Failure(code=m.ErrorCode.OVER_QUOTA, message="too much", retryable=True, retry_after=2.5),
+    "Open.cache": m.Open(protocol=1, cache="user-7"),
+    "Run.cache": m.Run(tenant="acme", session="s1", call=_NATIVE_CALL, attempt=1, lease=1, cache="team"),
+    "Retain.cache": m.Retain(tenant="acme", session="s1", id="keep-1", call=_MODEL_CALL, lease=5, cache="team"),
+    "WorkerStatus.tenant": m.WorkerStatus(
+        worker="a1",
+        kind=m.WorkerKind.AGENT,
+        serves=("f",),
+        capacity=1,
+        running=0,
+        draining=False,
+        silent_seconds=0.5,
+        tenant="acme",
+    ),
     "Alive": m.Alive(),
     "StatusRequest": m.StatusRequest(),
     "Why": m.Why(call="call-1", session="s1"),
     "Why.anywhere": m.Why(call="call-1"),
     "CallReasons": _REASONS,
     "Explanation": m.Explanation(calls=(_REASONS,)),
+    "GraphRequest": m.GraphRequest(session="s1", tenant="acme"),
+    "CallView": _CALL_VIEW,
+    "VariableView": _VARIABLE_VIEW,
+    "GraphView": m.GraphView(session="s1", name="demo", calls=(_CALL_VIEW,), variables=(_VARIABLE_VIEW,), left_out=1),
+    "GraphView.none": m.GraphView(session="s2", found=False),
     "WorkerStatus": _WORKER_STATUS,
     "SessionStatus": _SESSION_STATUS,
     "Status": m.Status(

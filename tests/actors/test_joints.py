@@ -177,7 +177,7 @@ async def test_a_scheduler_that_dies_again_and_again_loses_nothing_and_runs_noth
         await play.scheduler()
         play.schedulers["scheduler"]._core.check()
     core = play.schedulers["scheduler"]._core
-    await until(lambda: core._settles_at is None, "it dispatches again")
+    await until(lambda: not core.settling, "it dispatches again")
     for backend in backends:  # one call ran on all the while, and was adopted
         backend.gates["f0", 5].set()
     assert await app.text("end") == words("end")
@@ -286,7 +286,7 @@ async def nothing_left(bus: Bus, session: str) -> bool:
     counts = [await bus.get(subjects.LOG, subjects.log(TENANT, SessionId(session)))]
     if any(counts):
         return False
-    return [await bus.purge(s, pattern) for s in subjects.STREAMS] == [0, 0, 0]
+    return [await bus.purge(s, pattern) for s in subjects.SESSION_STREAMS] == [0, 0, 0]
 
 
 async def test_closing_a_session_cancels_what_runs_and_leaves_nothing_in_streams_or_workers(play: Stage) -> None:

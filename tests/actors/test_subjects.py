@@ -112,9 +112,9 @@ def test_a_stream_republishes_all_that_it_takes_wildcard_by_wildcard(stream: sub
     assert used == list(range(1, wildcards + 1))
 
 
-def test_streams_of_values_and_chunks_are_single_assignment_and_chunks_are_in_memory() -> None:
+def test_streams_of_values_and_chunks_are_single_assignment_and_all_are_in_files() -> None:
     assert [(s.single, s.memory) for s in (subjects.LOG, subjects.VALUES, subjects.CHUNKS)] == [
         (False, False),
         (True, False),
-        (True, True),
+        (True, False),
     ]

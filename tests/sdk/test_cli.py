@@ -170,3 +170,13 @@ def test_agents_of_the_folder_one_stands_in_are_served(machine: subprocess.Popen
         agent.communicate(timeout=30)
     assert agent.returncode == 0
     assert ended(agent.pid)
+
+
+def test_a_key_is_made_for_a_tenant_and_shown_apart_from_its_entry() -> None:
+    result = myna("key", "acme", "--name", "laptop")
+    assert result.exit_code == 0
+    assert result.stdout.startswith('[[key]]\nname = "laptop"\nsha256 = "')
+    made = result.stderr.strip().rpartition(" ")[2]
+    assert made.startswith("myna-")
+    assert made not in result.stdout
+    assert myna("key", "a b").exit_code == 1

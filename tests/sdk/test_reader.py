@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myna.actors.messages import Cancellation, Chunk, ErrorCode, Failure, Outcome, Value, VarId
+from myna.actors.outcomes import Chain
 from myna.sdk.reader import (
     BACK_OFF,
     FEW,
@@ -236,6 +237,49 @@ def test_a_session_that_ends_ends_the_stream_at_once() -> None:
     reader = ChunkReader()
     feed(reader, Subscribed())
     assert feed(reader, Ended(None)) == [Finish(False)]
+
+
+def told(before: str, text: str, *, last: bool = False) -> Chunk:
+    """A chunk that says what it goes on from."""
+    chain = Chain(before)
+    return Chunk(attempt=1, text=text, last=last, at=chain.characters, chain=chain.digest)
+
+
+def test_a_stream_that_was_lost_and_cut_anew_is_gone_on_from_where_its_reader_was() -> None:
+    reader = ChunkReader()
+    feed(reader, Subscribed(), Came(0, told("", "one "), asked=True), Came(1, told("one ", "two ")))
+    # The servers forgot everything. Another attempt makes the same text in larger pieces; its second is the reader's third.
+    assert feed(reader, NoChunk(2, 0.0)) == []
+    assert feed(reader, Came(2, told("one two three four ", "five ", last=True))) == [GetChunk(0)]
+    assert feed(reader, Came(0, told("", "one two "), asked=True)) == [GetChunk(1)]
+    answers = (
+        Came(1, told("one two ", "three four "), asked=True),
+        Came(2, told("one two three four ", "five", last=True)),
+    )
+    assert feed(reader, *answers) == [Deliver("three four "), GetChunk(2), Deliver("five"), Finish(True)]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        told("uno ", "two "),  # another text before it
+        told("", "on a whim "),  # it contradicts what was delivered
+        told("", "one", last=True),  # it ends before what was delivered
+    ],
+)
+def test_a_stream_that_became_another_text_is_torn_and_nothing_of_it_is_delivered(piece: Chunk) -> None:
+    reader = ChunkReader()
+    feed(reader, Subscribed(), Came(0, told("", "one "), asked=True))
+    assert feed(reader, Came(1, piece, asked=True)) == [Finish(False, torn=True)]
+
+
+def test_a_hole_that_reading_anew_does_not_mend_is_torn_and_no_endless_search() -> None:
+    reader = ChunkReader()
+    feed(reader, Subscribed(), Came(0, told("", "one "), asked=True))
+    hole = told("one two three ", "four")
+    assert feed(reader, Came(1, hole, asked=True)) == [GetChunk(0)]
+    assert feed(reader, Came(0, told("", "one "), asked=True)) == [GetChunk(1)]
+    assert feed(reader, Came(1, hole, asked=True)) == [Finish(False, torn=True)]
 
 
 @given(

@@ -13,9 +13,11 @@ from myna.actors import codec, outcomes, subjects
 from myna.actors.bus import Bus, Unavailable
 from myna.actors.bus.mailbox import Limits
 from myna.actors.messages import Chunk, Close, ErrorCode, Failure, LogEntry, Objective, Open, Submit, Value, VarId, Want
+from myna.actors.worker.noop import NoopBackend, NoopModel
 from myna.sdk.client import Client
+from myna.sdk.errors import Cancelled, TimedOut
 from myna.sdk.session import Session
-from tests.actors.stage import TENANT, Stage
+from tests.actors.stage import TENANT, Stage, until
 from tests.network import Collected, MemoryNetwork, Network
 
 
@@ -265,8 +267,66 @@ async def test_a_lazy_session_starts_only_what_is_wanted(client: Client, network
     assert isinstance(entries[0], Open)
     assert entries[0].lazy
     (want,) = [e for e in entries if isinstance(e, Want)]
-    assert want == Want(variables=(wanted.id,), objective=Objective(kind=myna.ObjectiveKind.LATENCY))
+    assert want.variables == (wanted.id,)
+    assert want.objective == Objective(kind=myna.ObjectiveKind.LATENCY)
     assert isinstance(entries[-1], Close)
+
+
+def running(cast: Stage) -> int:
+    return sum(len(worker.held) for worker in cast.schedulers["scheduler"]._core.fleet.workers.values())
+
+
+async def test_in_a_lazy_session_a_call_runs_while_somebody_awaits_it_and_goes_on_when_somebody_does_again(
+    client: Client, cast: Stage
+) -> None:
+    await cast.worker("tortoise", NoopBackend(NoopModel("tortoise", step=0.01)))
+    async with client.session(lazy=True):
+        variable = slow.with_options(model="tortoise")("x")
+        pieces = variable.stream()
+        first = await anext(pieces)
+        with pytest.raises(TimedOut):
+            await variable.get(timeout=0.01)
+        assert running(cast) == 1, "the stream is still read"
+        await pieces.aclose()
+        await until(lambda: running(cast) == 0, "nobody awaits it, and it stops")
+        again = variable.stream()
+        assert (await anext(again)).startswith(first)
+        await again.aclose()
+
+
+async def test_what_a_get_asks_for_is_in_the_log_before_its_call(client: Client, network: Network) -> None:
+    async with client.session(objective="throughput", memoise=True) as session:
+        await ask("x").get(objective="latency")
+    entries = await log_of(await network.bus(), session)
+    assert [type(e) for e in entries] == [Open, Want, Submit, Close]
+    assert entries[0].objective == Objective(kind=myna.ObjectiveKind.THROUGHPUT)
+    assert entries[2].calls[0].memoise
+
+
+async def test_a_function_decides_for_itself_whether_its_calls_are_memoised(client: Client, network: Network) -> None:
+    async with client.session(memoise=True) as session:
+        await ask.with_options(memoise=False)("x")
+    async with client.session() as other:
+        await ask.with_options(memoise=True)("x")
+    bus = await network.bus()
+    assert [e.calls[0].memoise for s in (session, other) for e in await log_of(bus, s) if isinstance(e, Submit)] == [
+        False,
+        True,
+    ]
+
+
+async def test_upstream_a_cancellation_spares_what_is_awaited(client: Client, cast: Stage) -> None:
+    await cast.worker("tortoise", NoopBackend(NoopModel("tortoise", step=0.01)))
+    async with client.session() as session:
+        mine, shared = slow.with_options(model="tortoise")("mine"), ask.with_options(model="tortoise")("shared")
+        last = ask([mine, shared])
+        waiting = asyncio.create_task(shared.get())
+        await asyncio.sleep(0)
+        await session.cancel(last, upstream=True)
+        for variable in (last, mine):
+            with pytest.raises(Cancelled):
+                await variable
+        assert await waiting == ANSWER
 
 
 async def test_what_nobody_holds_is_neither_kept_nor_decoded(client: Client) -> None:

@@ -244,8 +244,29 @@ async def test_what_is_appended_is_got_at_once(streams: Bus, network: Network) -
     assert not receipt.duplicate
 
 
-async def test_what_was_never_written_is_none(streams: Bus) -> None:
-    assert await streams.get(subjects.VALUES, write("v")) is None
+async def test_a_fresh_get_tells_the_same_as_a_direct_one(streams: Bus) -> None:
+    await streams.append(write("v"), b"value", message_id="m", headers={"Myna-Status": "value"})
+    await streams.append(write("empty"), b"")
+    for name in ("v", "empty"):
+        fresh = await streams.get(subjects.VALUES, write(name), fresh=True)
+        assert fresh is not None
+        assert fresh == await streams.get(subjects.VALUES, write(name))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_what_was_never_written_is_none(streams: Bus, fresh: bool) -> None:
+    assert await streams.get(subjects.VALUES, write("v"), fresh=fresh) is None
+
+
+async def test_a_stream_tells_how_much_it_holds(streams: Bus) -> None:
+    assert (await streams.measure(subjects.VALUES)).messages == 0
+    for n in range(3):
+        await streams.append(write(f"v{n}"), bytes(1000))
+    held = await streams.measure(subjects.VALUES)
+    assert held.messages == 3
+    assert held.size >= 3000
+    await streams.purge(subjects.VALUES, subjects.of_session(T, S))
+    assert (await streams.measure(subjects.VALUES)).messages == 0
 
 
 async def test_an_empty_body_is_kept(streams: Bus) -> None:
@@ -347,6 +368,8 @@ async def test_a_subject_of_no_stream_is_unavailable(streams: Bus) -> None:
         await streams.append("elsewhere.x", b"", message_id="m", timeout=0.2)
     with pytest.raises(Unavailable, match="no stream"):
         await streams.get(subjects.Stream("NOWHERE", ("nowhere",)), "nowhere", timeout=0.2)
+    with pytest.raises(Unavailable):
+        await streams.get(subjects.Stream("NOWHERE", ("nowhere",)), "nowhere", timeout=0.2, fresh=True)
 
 
 async def test_the_largest_body_passes_and_one_byte_more_is_refused_with_both_sizes(streams: Bus) -> None:

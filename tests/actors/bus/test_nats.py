@@ -236,6 +236,9 @@ async def test_a_tenant_needs_no_more_than_its_subjects_and_direct_get(tmp_path:
         stored = await tenant.get(subjects.VALUES, write("v"))
         assert stored is not None
         assert stored.data == b"mine"
+        assert await tenant.get(subjects.VALUES, write("v"), fresh=True) == stored, (
+            "by direct get: leaders are not his to ask"
+        )
         other = Tenant("Other")
         async with asyncio.timeout(5):
             with pytest.raises(NotAllowed, match="publish"):

