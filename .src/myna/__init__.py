@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from myna.sdk.errors import MynaError as MynaError
     from myna.sdk.errors import NoSession as NoSession
     from myna.sdk.errors import NotReady as NotReady
+    from myna.sdk.errors import RecordingError as RecordingError
     from myna.sdk.errors import SessionClosed as SessionClosed
     from myna.sdk.errors import StreamBroken as StreamBroken
     from myna.sdk.errors import SubmitFailed as SubmitFailed
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
     from myna.sdk.outputs import Outputs as Outputs
     from myna.sdk.parameters import Input as Input
     from myna.sdk.parameters import Output as Output
+    from myna.sdk.recording import Recording as Recording
+    from myna.sdk.replaying import export as export
+    from myna.sdk.replaying import replay as replay
+    from myna.sdk.replaying import replayed as replayed
     from myna.sdk.session import Session as Session
     from myna.sdk.session import gather as gather
     from myna.sdk.variable import Variable as Variable
@@ -84,6 +89,7 @@ _NAMES = {
         "MynaError",
         "NoSession",
         "NotReady",
+        "RecordingError",
         "SessionClosed",
         "StreamBroken",
         "SubmitFailed",
@@ -95,6 +101,8 @@ _NAMES = {
     "myna.sdk.objectives": ("deadline",),
     "myna.sdk.outputs": ("Outputs",),
     "myna.sdk.parameters": ("Input", "Output"),
+    "myna.sdk.recording": ("Recording",),
+    "myna.sdk.replaying": ("export", "replay", "replayed"),
     "myna.sdk.session": ("Session", "gather"),
     "myna.sdk.variable": ("Variable",),
 }

@@ -1,0 +1,42 @@
+"""`python -m myna.actors.gateway [--port N]`: a gateway as a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+from dataclasses import replace
+
+from myna.actors import config, process
+from myna.actors.config import Settings
+from myna.actors.gateway.server import DRAIN, Gateway
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until told to stop."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a client is a file: the usual 1024 are soon open
+    held: list[Gateway] = []
+
+    def reconnected() -> None:
+        for gateway in held:
+            gateway.reconnected()
+
+    bus = await config.connect_bus(settings, "gateway", on_reconnect=reconnected)
+    try:
+        gateway = Gateway(bus, replace(settings.gateway, port=_port() or settings.gateway.port), settings.tenant)
+        held.append(gateway)
+        await process.attend(gateway.run(), gateway.ready, stop, drain=gateway.stop, grace=DRAIN + 5.0)
+    finally:
+        await bus.close()
+
+
+def _port() -> int | None:
+    parser = argparse.ArgumentParser(prog="myna.actors.gateway", description=__doc__)
+    parser.add_argument("--port", type=int, help="the port to listen on, in place of the configured one")
+    port: int | None = parser.parse_args().port
+    return port
+
+
+if __name__ == "__main__":
+    process.run("gateway", serve, expected=(OSError,))

@@ -1,0 +1,241 @@
+"""The endpoints put together as one ASGI application: who may ask, how often, and where each path leads."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from myna.actors.gateway import openapi, parrot, problems
+from myna.actors.gateway.http import Endpoint, Operation
+from myna.actors.gateway.keys import Caller, Keys
+from myna.actors.gateway.limits import Limits
+from myna.actors.gateway.native import calls, sessions, variables
+from myna.actors.gateway.native import schemas as native
+from myna.actors.gateway.openai import chat, completions, models, replies, responses, schemas
+from myna.actors.gateway.problems import Problem
+from myna.actors.gateway.tenancy import Tenancy
+from myna.actors.messages import Tenant
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+_S = "/myna/v1/sessions"
+_ONE = _S + "/{session}"
+_V = _ONE + "/variables/{variable}"
+
+
+def _openai(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
+    return Endpoint(method, f"/v1/{path}", handler, summary, "openai", replies.error, **more)
+
+
+def _parrot(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
+    return Endpoint(method, f"/v1/{path}", handler, summary, "parrot", parrot.tell, **more)
+
+
+def _native(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
+    return Endpoint(method, path, handler, summary, "myna", problems.plain, **more)
+
+
+ENDPOINTS = (
+    _openai("POST", "chat/completions", chat.create, "Answer a chat", body=schemas.ChatRequest, streams=True),
+    _openai("POST", "completions", completions.create, "Complete text", body=schemas.CompletionRequest, streams=True),
+    _openai("POST", "responses", responses.create, "Answer items", body=schemas.ResponseRequest, streams=True),
+    _openai("GET", "models", models.every, "The models that are served"),
+    _openai("GET", "models/{model:path}", models.one, "One model"),
+    _openai("POST", "embeddings", models.embeddings, "Refused", body=schemas.EmbeddingRequest),
+    _parrot(
+        "POST", "session", parrot.open_session, "Open a session", body=parrot.NewSession, answer=parrot.SessionMade
+    ),
+    _parrot(
+        *("DELETE", "session/{session_id}", parrot.close_session, "End a session"),
+        query=parrot.Ending,
+        answer=parrot.Nothing,
+        lenient=True,
+    ),
+    _parrot(
+        *("POST", "semantic_call", parrot.semantic_call, "Submit a call"),
+        body=parrot.SemanticCall,
+        answer=parrot.CallMade,
+    ),
+    _parrot("POST", "py_native_call", parrot.native_call, "Refused", body=parrot.NativeCall),
+    _parrot(
+        *("POST", "semantic_var", parrot.make_variable, "Make a variable"),
+        body=parrot.NewVariable,
+        answer=parrot.VariableMade,
+    ),
+    _parrot(
+        *("GET", "semantic_var", parrot.list_variables, "The variables of a session"),
+        query=parrot.Listing,
+        answer=parrot.VariableList,
+        lenient=True,
+    ),
+    _parrot(
+        *("POST", "semantic_var/{var_id}", parrot.set_variable, "Set a variable"),
+        body=parrot.NewContent,
+        answer=parrot.Nothing,
+    ),
+    _parrot(
+        *("GET", "semantic_var/{var_id}", parrot.get_variable, "A variable's text, awaited"),
+        query=parrot.Reading,
+        answer=parrot.Content,
+        lenient=True,
+    ),
+    _native(
+        *("POST", _S, sessions.open_session, "Open a session"),
+        body=native.OpenSession,
+        answer=native.SessionMade,
+        status=201,
+    ),
+    _native("GET", _S, sessions.list_sessions, "The open sessions", answer=native.SessionList),
+    _native("DELETE", _ONE, sessions.close_session, "End a session", answer=native.Nothing),
+    _native("GET", f"{_ONE}/graph", sessions.graph, "The graph of a session", answer=native.Graph),
+    _native("POST", f"{_ONE}/cancel", sessions.cancel, "Cancel calls", body=native.Cancelling, answer=native.Nothing),
+    _native(
+        *("POST", f"{_ONE}/calls", calls.submit, "Submit calls"),
+        body=native.Submission,
+        answer=native.Submitted,
+        status=201,
+    ),
+    _native("GET", f"{_ONE}/calls/{{call}}/why", sessions.why, "Why a call is where it is", answer=native.Reasons),
+    _native("GET", f"{_ONE}/variables", variables.list_variables, "The variables", answer=native.VariableList),
+    _native(
+        *("POST", f"{_ONE}/variables", variables.make_variable, "Make a variable"),
+        body=native.NewVariable,
+        answer=native.VariableMade,
+        status=201,
+    ),
+    _native("PUT", _V, variables.set_variable, "Set a variable", body=native.NewValue, answer=native.VariableMade),
+    _native("GET", _V, variables.get_variable, "A variable, awaited", query=native.Reading, answer=native.Ending),
+    _native(
+        "GET", f"{_V}/stream", variables.stream_variable, "Its text as it comes", query=native.Streaming, streams=True
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How an application serves. `local`: without keys, only programs of this machine are served, and no web pages."""
+
+    keys: Keys
+    max_body: int
+    timeout: float
+    origins: tuple[str, ...] = ()
+    local: bool = True
+
+
+@dataclass(slots=True)
+class Gate:
+    """Who asks, and whether he may now."""
+
+    rules: Rules
+    tenancy: Callable[[Tenant], Tenancy]
+    known: Callable[[], Iterator[Tenant]]
+    limits: Limits = field(default_factory=Limits)
+
+    def admit(self, request: Request, parsed: Any) -> tuple[Caller, Tenancy]:
+        """The caller and its tenant's sessions. Raises `Problem` 401, 403, 429."""
+        if self.rules.local and not self.rules.keys.needed:
+            _only_from_here(request)
+        caller = self._caller(request, parsed)
+        seconds = self.limits.take(f"{caller.tenant}/{caller.name}", caller.rate, time.monotonic())
+        if seconds is not None:
+            message = f"more than {caller.rate:g} requests a minute: try again in {seconds:.1f} s"
+            raise problems.too_often(message, seconds)
+        return caller, self.tenancy(caller.tenant)
+
+    def _caller(self, request: Request, parsed: Any) -> Caller:
+        keys = self.rules.keys
+        kind, _, key = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            key = request.headers.get("api-key", "") or str(getattr(parsed, "api_key", ""))
+        caller = keys.find(key.strip())
+        if caller is None and not key:
+            caller = self._of_session(request, parsed)
+        if caller is None:
+            what = "this API key is not known" if key else "an API key is needed: Authorization: Bearer KEY"
+            raise Problem(401, "invalid_api_key", what, headers={"www-authenticate": "Bearer"})
+        return caller
+
+    def _of_session(self, request: Request, parsed: Any) -> Caller | None:
+        """Parrot's clients show their key once; from then on the session's number is their pass."""
+        number = getattr(parsed, "session_id", None)
+        if number is None and (text := request.path_params.get("session_id", "")).isdecimal() and len(text) < 20:
+            number = int(text)
+        if not isinstance(number, int):
+            return None
+        tenant = parrot.tenant_of(number, self.known())
+        return None if tenant is None else Caller(tenant, f"session {number}")
+
+
+def _only_from_here(request: Request) -> None:
+    """Who listens on loopback without keys trusts this machine's programs, not the pages that a browser here shows: these reach
+    loopback too, by a name of their own (DNS rebinding) or from another origin."""
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    origin = request.headers.get("origin")
+    if host not in _LOOPBACK or (origin is not None and urlsplit(origin).hostname not in _LOOPBACK):
+        message = "without API keys only programs of this machine are served; MYNA_GATEWAY_KEYS names a table of keys"
+        raise Problem(403, "not_local", message)
+
+
+def build(gate: Gate, ready: Callable[[], bool]) -> ASGIApp:
+    """The application. `ready` says whether requests can be served now."""
+
+    async def document(_request: Request) -> Response:
+        return JSONResponse(_described())
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def readiness(_request: Request) -> Response:
+        is_ready = ready()
+        return JSONResponse({"status": "ready" if is_ready else "not ready"}, 200 if is_ready else 503)
+
+    routes: list[BaseRoute] = [
+        Route("/healthz", health),
+        Route("/readyz", readiness),
+        Route("/openapi.json", document),
+        *(
+            Route(
+                e.path,
+                Operation(e, gate.admit, gate.rules.max_body, gate.rules.timeout),
+                methods=[e.method],
+                name=f"{e.method} {e.path}",
+            )
+            for e in ENDPOINTS
+        ),
+    ]
+    middleware = []
+    if gate.rules.origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(gate.rules.origins),
+                allow_methods=["GET", "POST", "PUT", "DELETE"],
+                allow_headers=["authorization", "content-type", "last-event-id"],
+            )
+        )
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={404: _nowhere, 405: _nowhere})
+
+
+@functools.cache
+def _described() -> dict[str, Any]:
+    return openapi.document(ENDPOINTS)
+
+
+async def _nowhere(request: Request, error: Exception) -> Response:
+    """An unknown path is told in the form that most clients here expect."""
+    status = getattr(error, "status_code", 404)
+    what = "no such path" if status == 404 else "this path takes another method"
+    problem = Problem(status, "not_found" if status == 404 else "method_not_allowed", f"{what}: {request.url.path}")
+    return JSONResponse(replies.error(problem), status, headers=getattr(error, "headers", None))
