@@ -11,25 +11,40 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from myna.engine import attention
-from myna.engine.attention import LayerShape
+from myna.engine.attention import LayerShape, Scoring
 from myna.engine.errors import ModelRefused
 from myna.engine.fuse import fuse
+from myna.engine.interface import ModelSpec
 from myna.engine.model import HuggingFaceNetwork, Model, describe, torch_attention
 from myna.engine.plan import Span, StepPlan
+from myna.engine.shortcut import shorten
+
+if TYPE_CHECKING:
+    from myna.engine.gpu_model import GpuModel
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _BATCH_ROPES = {"dynamic", "longrope"}
 """Rope kinds whose frequencies depend on the longest sequence of the batch."""
 
-_PAGE_SIZE = 4
-_PROMPTS = (13, 7)
-"""Tokens of the two prompts of the probe: no multiples of the page size, nor of each other."""
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Tokens of a page and of the two prompts of the probe: these are no multiples of the page size, nor of each other."""
+
+    page_size: int
+    prompts: tuple[int, int]
+
+
+_PROBES = {"cpu": _Probe(4, (13, 7)), "cuda": _Probe(64, (150, 70))}
+
+_TRUTH = "eager"
+"""The attention of transformers that leaves nothing out: others ignore a softcap, say, without a word."""
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 _FUSED_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
@@ -37,32 +52,56 @@ _HALF_TOLERANCE = 0.15
 """Relative error of logits. Rounding stays far below, another request's tokens give about 1."""
 
 
-def admit(network: Any, name: str) -> Model:
-    """Turn a transformers causal language model into a `Model`, or raise `ModelRefused`.
+def admit(network: Any, name: str) -> Model | GpuModel:
+    """Turn a transformers causal language model, on the device where it is to run, into a model that can serve.
 
-    Changes the network's attention implementation to ours. Afterwards the KV pool has to be allocated.
+    Changes the network's attention implementation to ours; on a GPU its weights may be merged. Afterwards the KV pool has
+    to be allocated. Raises `ModelRefused`.
     """
+    if network.device.type not in _PROBES:
+        raise ModelRefused(name, f"there is no attention implementation for device {str(network.device)!r}")
     network.eval()
     _check_configuration(network.config, name)
-    own_attention = network.config._attn_implementation
     attention.register()
     network.set_attn_implementation(attention.NAME)
     layers, vocab_size = _trace(network, name)
     spec = describe(
-        network.config, network.generation_config, name=name, layers=layers, vocab_size=vocab_size, dtype=network.dtype
-    )
-    prompts = [_probe_prompt(length, vocab_size) for length in _PROMPTS]
-    with _attention_of(network, own_attention):
+        network.config, network.generation_config, name=name, layers=layers, vocab_size=vocab_size, dtype=network.dtype,
+        device=network.device,
+    )  # fmt: skip
+    probe = _PROBES[network.device.type]
+    prompts = [_probe_prompt(length, vocab_size) for length in probe.prompts]
+    with _attention_of(network, _TRUTH):
         expected = [_own_logits(network, prompt) for prompt in prompts]
-    own_layers = torch_attention(layers, network.dtype, torch.device(spec.device))
-    model = Model(HuggingFaceNetwork(network), own_layers, spec)
-    _verify(model, prompts, expected, network.dtype)
+    model, candidate = (_on_gpu if network.device.type == "cuda" else _on_cpu)(network, layers, spec)
+    _verify(model, prompts, expected, network.dtype, probe.page_size)
+    if candidate is None or not _agree(candidate, model, prompts[0], network.dtype, probe.page_size):
+        return model
+    return shorten(candidate, network, layers) if isinstance(candidate, Model) else candidate
+
+
+def _on_cpu(network: Any, layers: Sequence[LayerShape], spec: ModelSpec) -> tuple[Model, Model | None]:
+    """The model as it is and, where its structure is known, fused."""
+    own_layers = torch_attention(layers, network.dtype, network.device)
     fused = fuse(network, layers)
-    if fused is not None:
-        candidate = Model(fused, own_layers, spec)
-        if _agree(candidate, model, prompts[0], network.dtype):
-            return candidate
-    return model
+    candidate = None if fused is None else Model(fused, own_layers, spec)
+    return Model(HuggingFaceNetwork(network), own_layers, spec), candidate
+
+
+def _on_gpu(network: Any, layers: Sequence[LayerShape], spec: ModelSpec) -> tuple[GpuModel, GpuModel | None]:
+    """The model as it is and, where its structure is known, fused."""
+    try:
+        from myna.engine.gpu_model import GpuModel
+        from myna.engine.gpu_network import fuse_for_gpu
+        from myna.engine.triton_attention import TritonAttention
+    except ImportError as error:
+        raise ModelRefused(
+            spec.name, f"a GPU needs Triton, which can't be imported ({error}); use device 'cpu'"
+        ) from error
+    own_layers = TritonAttention(layers, network.dtype, network.device)
+    fused = fuse_for_gpu(network, layers)
+    candidate = None if fused is None else GpuModel(fused, own_layers, spec)
+    return GpuModel(HuggingFaceNetwork(network), own_layers, spec), candidate
 
 
 def _check_configuration(config: Any, name: str) -> None:
@@ -92,10 +131,7 @@ class _Call:
     query: tuple[int, ...]
     key: tuple[int, ...]
     value: tuple[int, ...]
-    scaling: float
-    window: int | None
-    softcap: float | None
-    sinks: bool
+    scoring: Scoring
 
 
 class _Recorder:
@@ -104,20 +140,9 @@ class _Recorder:
     def __init__(self) -> None:
         self.calls: list[_Call] = []
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         q, k, v = (tuple(tensor.shape) for tensor in (query, key, value))
-        self.calls.append(_Call(layer, q, k, v, scaling, window, softcap, sinks is not None))
+        self.calls.append(_Call(layer, q, k, v, scoring))
         return query.new_zeros((query.shape[1], query.shape[0], value.shape[2]))
 
 
@@ -125,7 +150,7 @@ class _Recorder:
 def _trace(network: Any, name: str) -> tuple[list[LayerShape], int]:
     """One forward pass that shows what every layer asks of attention. Returns the layers and the vocabulary's size."""
     recorder = _Recorder()
-    tokens = torch.arange(3)
+    tokens = torch.arange(3, device=network.device)
     try:
         logits = HuggingFaceNetwork(network)(tokens, tokens, tokens[-1:], recorder)
     except Exception as error:
@@ -146,7 +171,8 @@ def _layer_shape(name: str, call: _Call) -> LayerShape:
         raise ModelRefused(name, reason)
     if keys != tokens or heads % kv_heads:
         raise ModelRefused(name, f"layer {call.layer} passes {heads} query heads, {kv_heads} KV heads, {keys} keys")
-    return LayerShape(kv_heads, size, call.scaling, call.window, call.softcap, call.sinks)
+    how = call.scoring
+    return LayerShape(kv_heads, size, how.scaling, how.window, how.softcap, how.sinks is not None)
 
 
 @contextmanager
@@ -166,36 +192,48 @@ def _probe_prompt(length: int, vocab_size: int) -> list[int]:
 
 @torch.inference_mode()
 def _own_logits(network: Any, prompt: Sequence[int]) -> Tensor:
-    logits: Tensor = network(input_ids=torch.tensor([prompt]), use_cache=False).logits[0]
+    logits: Tensor = network(input_ids=torch.tensor([prompt], device=network.device), use_cache=False).logits[0]
     return logits.float()
 
 
-def _verify(model: Model, prompts: Sequence[Sequence[int]], expected: Sequence[Tensor], dtype: torch.dtype) -> None:
+def _verify(
+    model: Model | GpuModel,
+    prompts: Sequence[Sequence[int]],
+    expected: Sequence[Tensor],
+    dtype: torch.dtype,
+    page_size: int,
+) -> None:
     """Packed and chunked runs through the real path have to give the model's own logits."""
-    pages = [[3, 1, 6, 4], [5, 2]]
-    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
-    model.allocate(8, _PAGE_SIZE)
-    packed = model.forward(_plan([(prompt, 0, len(prompt), own) for prompt, own in zip(prompts, pages, strict=True)]))
-    _compare(model.spec.name, "packing two prompts into one batch", packed, torch.cat(list(expected)), tolerance)
-    model.allocate(8, _PAGE_SIZE)
-    prompt, own = prompts[0], pages[0]
+    name, tolerance = model.spec.name, _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+    first, second = [3, 1, 6, 4], [5, 2]
+    prompt, other = prompts
+    model.allocate(8, page_size)
+    try:
+        packed = model.forward(_plan([(prompt, 0, len(prompt), first), (other, 0, len(other), second)], page_size))
+    except ValueError as error:  # of the kernels: a size that they aren't made for
+        raise ModelRefused(name, f"{error}; device 'cpu' takes it") from error
+    _compare(name, "packing two prompts into one batch", packed, torch.cat(list(expected)), tolerance)
+    model.allocate(8, page_size)
     cut = len(prompt) // 2
-    chunks = [model.forward(_plan([(prompt, 0, cut, own)])), model.forward(_plan([(prompt, cut, len(prompt), own)]))]
-    _compare(model.spec.name, "prefilling a prompt in chunks", torch.cat(chunks), expected[0], tolerance)
+    pieces = [(prompt, 0, cut, first), (prompt, cut, len(prompt), first)]
+    chunks = torch.cat([model.forward(_plan([piece], page_size)) for piece in pieces])
+    _compare(name, "prefilling a prompt in chunks", chunks, expected[0], tolerance)
 
 
-def _agree(candidate: Model, model: Model, prompt: Sequence[int], dtype: torch.dtype) -> bool:
+def _agree(
+    candidate: Model | GpuModel, model: Model | GpuModel, prompt: Sequence[int], dtype: torch.dtype, page_size: int
+) -> bool:
     """Whether a fused network gives the original's logits, at the start and at the end of the context."""
     far = model.spec.context_length - len(prompt)
-    plans = [_plan([(prompt, 0, len(prompt), range(4))], offset) for offset in (0, far)]
+    plans = [_plan([(prompt, 0, len(prompt), range(4))], page_size, offset) for offset in (0, far)]
     logits: list[Tensor] = []
     for runner in (candidate, model):
-        runner.allocate(4, _PAGE_SIZE)
+        runner.allocate(4, page_size)
         logits.append(torch.cat([runner.forward(plan) for plan in plans]))
     return _error(*logits) <= _FUSED_TOLERANCE.get(dtype, _HALF_TOLERANCE)
 
 
-def _plan(pieces: Sequence[tuple[Sequence[int], int, int, Sequence[int]]], offset: int = 0) -> StepPlan:
+def _plan(pieces: Sequence[tuple[Sequence[int], int, int, Sequence[int]]], page_size: int, offset: int = 0) -> StepPlan:
     """A step of (prompt, first token, end, pages) pieces whose first position is `offset`, with all logits wanted."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -206,7 +244,7 @@ def _plan(pieces: Sequence[tuple[Sequence[int], int, int, Sequence[int]]], offse
         spans.append(Span(tuple(pages), start=offset, length=end, queries=rows, own=True))
         tokens += prompt[begin:end]
         positions += range(offset + begin, offset + end)
-        slots += [pages[j // _PAGE_SIZE] * _PAGE_SIZE + j % _PAGE_SIZE for j in range(begin, end)]
+        slots += [pages[j // page_size] * page_size + j % page_size for j in range(begin, end)]
     return StepPlan(tokens, positions, slots, spans, range(len(tokens)))
 
 

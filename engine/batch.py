@@ -4,7 +4,7 @@ Continuous batching: every step takes one token of each decoding program and fil
 prompts. Why it can't come to a standstill: programs are strictly ordered by importance (priority, then arrival); when a
 page is wanted, everything less important gives way in turn (idle contexts, then running programs, then pins), and
 whatever gives way keeps its tokens and is computed again. No context may outgrow the pool, so the most important
-program always fits.
+program always fits. What waits takes a running one's place only by its priority.
 """
 
 from __future__ import annotations
@@ -16,21 +16,10 @@ from itertools import chain
 
 from myna.engine.context import Context, ContextStore
 from myna.engine.errors import OutOfPages
+from myna.engine.interface import BatchLimits
 from myna.engine.program import Program, ProgramState
 
 _LOOK_AHEAD = 4
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """`max_sequences` programs run at a time; `step_tokens` is the size of a step, decodes and chunks of prompts."""
-
-    max_sequences: int = 64
-    step_tokens: int = 1024
-
-    def __post_init__(self) -> None:
-        if self.max_sequences < 1 or self.step_tokens < 1:
-            raise ValueError("a batch needs room for at least one sequence and one token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +79,10 @@ class Batch:
     def schedule(self) -> Schedule:
         """Choose the next step's tokens and make room for them. Takes waiting programs in where they fit."""
         schedule = Schedule()
-        # Never nothing: prompts go on, however slowly, under a full batch of decodes.
-        budget = max(self._limits.step_tokens - sum(program.work == 1 for program in self.running), 1)
+        self._make_way()
+        # Decodes come on top: what is left of a prompt after a step that they shortened would cost a whole step more.
+        decoding = any(program.work == 1 for program in self.running)
+        budget = (self._limits.mixed_tokens if decoding else None) or self._limits.step_tokens
         calm = self.preemptions
         for program in list(self.running):
             if program.state is ProgramState.RUNNING:
@@ -115,7 +106,8 @@ class Batch:
         """Plan a running program's next chunk; returns what it takes from the budget of prompt tokens."""
         work = program.work
         if not work:
-            schedule.idle.append(program)
+            if program.output is None:  # else it has nothing to do until its last draw is read
+                schedule.idle.append(program)
             return 0
         tokens = 1 if work == 1 else min(work, max(budget, 0))
         if not tokens or not self._reserve(program, tokens):
@@ -163,12 +155,27 @@ class Batch:
                 return True
         return False
 
+    def _make_way(self) -> None:
+        """What is running and less important by its priority, not merely later, gives way to what waits."""
+        while self.waiting and self.running:
+            first, last = self.waiting[0], self.running[-1]
+            if last.request.priority >= first.request.priority or first.awaits is not None or self._has_room(first):
+                return
+            self._preempt(last)
+
+    def _has_room(self, program: Program) -> bool:
+        """Whether a waiting program could run beside the others, as far as can be told without touching anything."""
+        context = program.context
+        missing = max(len(context.tokens) - max(context.matchable(), context.computed), 1)
+        pages = self._store.pool.pages_for(missing) + len(self.running)
+        return len(self.running) < self._limits.max_sequences and self._available(pages)
+
     def _admit(self, budget: int, schedule: Schedule) -> None:
         # A bounded look ahead past those that wait for a prefix: a queue of thousands must not cost every step.
         for program in self.waiting[: _LOOK_AHEAD * self._limits.max_sequences]:
             if budget <= 0 or len(self.running) >= self._limits.max_sequences:
                 return
-            if self._waits_for_prefix(program):
+            if program.context.unread or self._waits_for_prefix(program):  # its last token is known a step from now
                 continue
             if not self._fits(program):
                 return  # nobody overtakes: a large prompt's turn comes

@@ -19,14 +19,18 @@ ContextId = NewType("ContextId", int)
 
 
 class Context:
-    """`tokens`: all token ids; KV exists for the first `computed` of them. Positions count from 0."""
+    """`tokens`: the token ids known; KV exists for the first `computed` of them. Positions count from 0.
 
-    __slots__ = ("_private", "_store", "computed", "freed", "id", "namespace", "node", "tail", "tokens")
+    `unread`: tokens behind those that steps under way draw. Their KV may be computed before anybody knows them.
+    """
+
+    __slots__ = ("_private", "_store", "computed", "freed", "id", "namespace", "node", "tail", "tokens", "unread")
 
     def __init__(self, context_id: ContextId, store: ContextStore, namespace: str, private: bool, node: Node) -> None:
         self.id = context_id
         self.namespace = namespace
         self.tokens: list[int] = []
+        self.unread = 0
         self.computed = 0
         self.node = node
         self.tail: list[PageId] = []
@@ -37,7 +41,7 @@ class Context:
     @property
     def pending(self) -> int:
         """Tokens whose KV is still to be computed."""
-        return len(self.tokens) - self.computed
+        return len(self.tokens) + self.unread - self.computed
 
     @property
     def caches(self) -> bool:
@@ -111,14 +115,14 @@ class Context:
     def advance(self, tokens: int) -> None:
         """The next `tokens` tokens have been computed."""
         self.computed += tokens
-        assert self.computed <= len(self.tokens)
+        assert self.computed <= len(self.tokens) + self.unread
 
     def publish(self) -> None:
         """Give the tail's whole computed pages to the tree."""
         self._require_alive()
         store = self._store
         size = store.pool.page_size
-        pages = (self.computed - self.node.end) // size
+        pages = (min(self.computed, len(self.tokens)) - self.node.end) // size
         if pages <= 0:
             return
         start = self.node.end
@@ -128,8 +132,9 @@ class Context:
         del self.tail[:pages]
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from position `length` on."""
+        """Forget all tokens from position `length` on, also those that nobody has read yet."""
         self.rewind(length)
+        self.unread = 0
         del self.tokens[length:]
 
     def rewind(self, length: int) -> None:
@@ -269,7 +274,8 @@ class ContextStore:
         size = self.pool.page_size
         for context in self._contexts.values():
             assert not context.freed, "a freed context is still listed"
-            assert context.node.end <= context.computed <= len(context.tokens), "a context's lengths disagree"
+            known = len(context.tokens) + context.unread
+            assert context.node.end <= context.computed <= known, "a context's lengths disagree"
             assert context.computed <= context.node.end + len(context.tail) * size, "KV lies outside the pages"
             prefix = [token for node in context.node.path() for token in node.tokens]
             assert prefix == context.tokens[: context.node.end], "a context holds another one's prefix"

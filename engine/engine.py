@@ -1,4 +1,8 @@
-"""The engine loop: schedule, plan, run the model, draw, announce. One step at a time, in the caller's thread.
+"""The engine loop: schedule, plan, begin a step, read what the step before has drawn, announce. In the caller's thread.
+
+On a GPU a step begins before the one before it is read: its tokens feed it on the device. What the host learns a step
+late (that an output has ended) costs one surplus token, which is dropped. Steps take effect in the order in which they
+begin, so pages given back early are written by nobody else too soon.
 
 Nothing that a request does can stop the loop: a request that can't be served ends in a `Failed` event of its own. The
 engine knows no clock but the one that measures its steps, and no I/O.
@@ -9,10 +13,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from myna.engine.batch import Batch, BatchLimits, Chunk
+from myna.engine.batch import Batch, Chunk
 from myna.engine.context import Context, ContextId, ContextStore
 from myna.engine.errors import (
     ContextBusy,
@@ -23,32 +27,50 @@ from myna.engine.errors import (
     RequestError,
     StepFailed,
 )
-from myna.engine.interface import ModelRunner
+from myna.engine.interface import BatchLimits, ModelRunner, StepUnderWay
+from myna.engine.output import Output
 from myna.engine.pages import PagePool
-from myna.engine.planner import Planner
-from myna.engine.program import Program
+from myna.engine.planner import SMALL_RUN, Planner
+from myna.engine.program import Program, ProgramState
 from myna.engine.request import Done, Event, Failed, Fill, Finished, Generate, Request, RequestId
-from myna.engine.sampler import Drawn, Row, sample
+from myna.engine.sampler import Drawn, Row
 from myna.engine.sampling import SamplingParams
 from myna.engine.stats import EngineStats
 from myna.engine.text import decoder
 from myna.engine.tree import Node, PrefixTree
 
 _NOTHING: frozenset[int] = frozenset()
+_LEAST = -(2**31)
+"""The priority of what is computed for its own sake."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """`kv_tokens`: tokens of KV in all; None takes as many as `kv_bytes` hold. `page_size` is in tokens.
+    """As it is, an engine in production: None takes what suits the model on its device.
 
-    `checks`: verify all invariants after every step (for tests; it is slow).
+    `page_size` is in tokens. `kv_tokens`: tokens of KV in all; None takes as many as `kv_bytes` hold. `checks`: verify all
+    invariants after every step (for tests; it is slow). `graphs`: replay captured steps where the device can.
+    `small_run`: tokens that several requests must share for them to be read together.
     """
 
-    page_size: int = 16
+    page_size: int | None = None
     kv_tokens: int | None = None
-    kv_bytes: int = 2**30
-    limits: BatchLimits = field(default_factory=BatchLimits)
+    kv_bytes: int | None = None
+    limits: BatchLimits | None = None
     checks: bool = False
+    graphs: bool = True
+    small_run: int = SMALL_RUN
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step that has begun. `drawing`: for each of its draws, whose it is and for which output."""
+
+    step: StepUnderWay
+    chunks: Sequence[Chunk]
+    drawing: Sequence[tuple[Program, Output]]
+    holds_up: bool
+    """Whether the next step can't be planned before this one's draws are known."""
 
 
 @dataclass(slots=True)
@@ -68,20 +90,26 @@ class Engine:
         self.spec = model.spec
         self._model = model
         self._decode = decoder(tokenizer)
-        size = self.config.page_size
-        kv_tokens = self.config.kv_tokens or self.config.kv_bytes // max(model.spec.kv_bytes_per_token, 1)
+        self.limits = self.config.limits or model.suits.limits
+        size = self.config.page_size or model.suits.page_size
+        kv_bytes = model.prepare(self.limits, graphs=self.config.graphs)
+        if self.config.kv_bytes is not None:
+            kv_bytes = self.config.kv_bytes
+        kv_tokens = self.config.kv_tokens or kv_bytes // max(model.spec.kv_bytes_per_token, 1)
         self.pool = PagePool(max(kv_tokens // size, 1), size)
         model.allocate(self.pool.pages, size)
         self.tree = PrefixTree(self.pool)
         self.contexts = ContextStore(self.pool, self.tree, model.copy_page)
         self.capacity = min(model.spec.context_length, self.pool.pages * size)
         self._eos = frozenset(token for token in model.spec.eos_token_ids if token < model.spec.vocab_size)
-        self._batch = Batch(self.contexts, self.config.limits, self._unpin_oldest)
-        self._planner = Planner(self.tree)
+        self._batch = Batch(self.contexts, self.limits, self._unpin_farthest)
+        self._planner = Planner(self.tree, self.config.small_run)
+        self._under_way: deque[_UnderWay] = deque()
         self._jobs: dict[RequestId, _Job] = {}
         self._queues: dict[ContextId, deque[Program]] = {}
         self._open: set[ContextId] = set()
         self._pins: dict[RequestId, Node] = {}
+        self._due: dict[RequestId, float] = {}
         self._events: list[Event] = []
         self._arrivals = 0
         self._named = 0
@@ -104,15 +132,25 @@ class Engine:
         """
         self._submit(request, pins=False)
 
-    def retain(self, request_id: RequestId, token_ids: Sequence[int], namespace: str = "") -> None:
+    def retain(
+        self, request_id: RequestId, token_ids: Sequence[int], namespace: str = "", *, distance: float = 0.0
+    ) -> None:
         """Compute a prefix if need be and keep its whole pages in the tree until `unpin(request_id)`.
 
-        `Done` says that it is there. Pins give way before a request has to fail for want of pages.
+        `Done` says that it is there. It is computed when nothing else waits. `distance`: seconds until it is thought to be
+        used; pins give way, the farthest first, before a request has to fail for want of pages.
         """
-        self._submit(Request(request_id, (Fill(tuple(token_ids)),), namespace=namespace), pins=True)
+        request = Request(request_id, (Fill(tuple(token_ids)),), priority=_LEAST, namespace=namespace)
+        self._due[request_id] = time.perf_counter() + distance
+        self._submit(request, pins=True)
 
     def unpin(self, request_id: RequestId) -> None:
-        """Let a retained prefix go; it stays cached until its pages are needed. Unknown ids do nothing."""
+        """Let a retained prefix go; it stays cached until its pages are needed. One that is still being computed is given up.
+        Unknown ids do nothing."""
+        job = self._jobs.get(request_id)
+        if job is not None and job.pins:
+            self._fail(job, RequestCancelled(f"prefix {request_id!r} need not be kept"))
+        self._due.pop(request_id, None)
         node = self._pins.pop(request_id, None)
         if node is not None:
             self.tree.unlock(node)
@@ -162,11 +200,15 @@ class Engine:
     def step(self) -> list[Event]:
         """Do one step of work and return what there is to say. Returns at once when there is nothing to do."""
         began = time.perf_counter()
+        if self._under_way and self._under_way[-1].holds_up:
+            self._read(0)
         schedule = self._batch.schedule()
         for program in schedule.idle:
             self._leave(program)
         if schedule.chunks:
-            self._run(schedule.chunks)
+            self._begin(schedule.chunks)
+        if schedule.chunks or self._under_way:
+            self._read(self._model.ahead if schedule.chunks else 0)
             self._last_step_seconds = time.perf_counter() - began
             self._step_seconds += self._last_step_seconds
         if self.config.checks:
@@ -313,21 +355,25 @@ class Engine:
 
     def _pin(self, job: _Job, context: Context) -> None:
         context.publish()
-        self.unpin(job.request.id)
+        before = self._pins.pop(job.request.id, None)
         self._pins[job.request.id] = self.tree.acquire(context.namespace, context.tokens)
+        if before is not None:
+            self.tree.unlock(before)
 
-    def _unpin_oldest(self) -> bool:
-        oldest = next(iter(self._pins), None)
-        if oldest is None:
+    def _unpin_farthest(self) -> bool:
+        """Give up the pin whose next use is farthest away."""
+        if not self._pins:
             return False
-        self.unpin(oldest)
+        self.unpin(max(self._pins, key=lambda pin: self._due.get(pin, 0.0)))
         return True
 
     def _let_go(self, program: Program) -> None:
         """Take a program off the batch and its context, and start the next one there."""
-        self._batch.end(program)
         context = program.context
         queue = self._queues.get(context.id)
+        if context.unread and not program.owns_context and queue and queue[0] is program:
+            context.truncate(len(context.tokens))  # what a step under way still draws is nobody's; the head alone draws
+        self._batch.end(program)
         head = bool(queue) and queue is not None and queue[0] is program
         if queue is not None and program in queue:
             queue.remove(program)
@@ -347,37 +393,53 @@ class Engine:
         for program in programs:
             self._let_go(program)
 
-    def _run(self, chunks: Sequence[Chunk]) -> None:
+    def _begin(self, chunks: Sequence[Chunk]) -> None:
+        """Begin a step. From here on its tokens count as computed: whatever begins later comes after it."""
         plan = self._planner.plan(chunks)
+        drawing = [(chunk.program, _output(chunk.program)) for chunk in chunks if chunk.draws]
         began = time.perf_counter()
         try:
-            logits = self._model.forward(plan)
-            drawing = [chunk.program for chunk in chunks if chunk.draws]
-            drawn = sample(logits, [_row(program) for program in drawing])
+            step = self._model.begin(plan, [_row(program, output) for program, output in drawing])
         except Exception as error:  # whatever the model does, the requests of other steps go on
             self._abandon(chunks, error)
             return
         self._model_seconds += time.perf_counter() - began
         self._steps += 1
         self._computed += len(plan.token_ids)
-        self._drawn += len(drawn)
         for chunk in chunks:
             self._batch.computed(chunk)
-        for program, draw in zip(drawing, drawn, strict=True):
-            self._take(program, draw)
+        for place, (program, _) in enumerate(drawing):
+            program.expect(place)
+        holds_up = any(output.sampling.penalised for _, output in drawing)
+        self._under_way.append(_UnderWay(step, chunks, drawing, holds_up))
+
+    def _read(self, most: int) -> None:
+        """Read what steps have drawn until at most so many are still under way."""
+        while len(self._under_way) > most:
+            under_way = self._under_way.popleft()
+            began = time.perf_counter()
+            try:
+                drawn = under_way.step.read()
+            except Exception as error:
+                self._abandon(under_way.chunks, error)
+                continue
+            self._model_seconds += time.perf_counter() - began
+            self._drawn += len(drawn)
+            for (program, output), draw in zip(under_way.drawing, drawn, strict=True):
+                # A program that was cancelled, or whose output ended a step ago, has no use for this draw.
+                if program.state is not ProgramState.ENDED and program.output is output:
+                    self._take(program, draw)
 
     def _abandon(self, chunks: Sequence[Chunk], cause: Exception) -> None:
         for chunk in chunks:
             job = self._jobs.get(chunk.program.request.id)
-            if job is not None:
+            if job is not None and chunk.program in job.programs:
                 error = StepFailed(f"the model failed: {type(cause).__name__}: {cause}")
                 error.__cause__ = cause
                 self._fail(job, error)
 
     def _take(self, program: Program, draw: Drawn) -> None:
-        job = self._jobs.get(program.request.id)
-        if job is None:
-            return  # a sibling has just failed, and the request with it
+        job = self._jobs[program.request.id]
         if draw.token is None:
             self._fail(job, StepFailed("the model's logits are no numbers"))
             return
@@ -387,11 +449,17 @@ class Engine:
             self._end(program)
 
 
-def _row(program: Program) -> Row:
-    output = program.output
-    assert output is not None
-    banned = output.stop_tokens if output.bans_stops else _NOTHING
-    return Row(output.sampling, output.seed, len(program.context.tokens), output.counts, output.prompt_ids, banned)
+def _output(program: Program) -> Output:
+    assert program.output is not None
+    return program.output
+
+
+def _row(program: Program, output: Output) -> Row:
+    """What the next draw depends on. Where penalties count the tokens so far, all of these have been read."""
+    unread = program.context.unread
+    banned = output.stop_tokens if output.bans_stops(unread) else _NOTHING
+    position = len(program.context.tokens) + unread
+    return Row(output.sampling, output.seed, position, output.counts, output.prompt_ids, banned)
 
 
 def _generates(request: Request) -> bool:

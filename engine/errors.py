@@ -57,5 +57,9 @@ class ModelRefused(EngineError):
         self.reason = reason
 
 
+class NoRoom(ModelRefused):
+    """A model that fits the device's memory with nothing left to work in."""
+
+
 class OutOfPages(EngineError):
     """The KV pool has no free page and the prefix tree nothing to evict. The batcher answers by preemption."""

@@ -54,10 +54,11 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     n: int = 1
 
 
-class TextSegment(msgspec.Struct, frozen=True, tag="text"):
-    """A constant of the prompt or a variable's value."""
+class TextSegment(msgspec.Struct, frozen=True, omit_defaults=True, tag="text"):
+    """A constant of the prompt or a variable's value. `token_ids`: what a model with this engine's tokenizer drew as this text."""
 
     text: str
+    token_ids: tuple[int, ...] = ()
 
 
 class OutputSegment(msgspec.Struct, frozen=True, omit_defaults=True, tag="output"):
@@ -74,11 +75,12 @@ class TokensSegment(msgspec.Struct, frozen=True, tag="tokens"):
     token_ids: tuple[int, ...]
 
 
-class CallMessage(msgspec.Struct, frozen=True):
-    """A message of a call; without a role, a plain prompt."""
+class CallMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message of a call; without a role, a plain prompt. `fields`: what the chat template gets of it beside role and text."""
 
     role: str | None
     segments: tuple[TextSegment | OutputSegment | TokensSegment, ...]
+    fields: dict[str, Any] = {}
 
 
 class CallFrame(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -107,11 +109,13 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
 
 
 class Retain(msgspec.Struct, frozen=True, omit_defaults=True, tag="retain"):
-    """Compute and keep a call's prompt up to its first output, until `unpin` with the same id."""
+    """Compute and keep a call's prompt up to its first output, until `unpin` with the same id. `distance`: seconds until it is
+    thought to be used: where memory is short, what is farthest goes first."""
 
     request_id: str
     call: CallFrame
     namespace: str = ""
+    distance: float = 0.0
 
 
 class Unpin(msgspec.Struct, frozen=True, tag="unpin"):

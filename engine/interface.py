@@ -6,13 +6,13 @@ see nothing else of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    import torch
-
     from myna.engine.plan import StepPlan
+    from myna.engine.sampler import Drawn, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,53 @@ class ModelSpec:
     kv_bytes_per_token: int
 
 
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """`max_sequences` programs run at a time; a step computes `step_tokens` of prompts beside a token of each output.
+
+    `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`.
+    """
+
+    max_sequences: int = 64
+    step_tokens: int = 1024
+    mixed_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.max_sequences, self.step_tokens, self.mixed_tokens or 1) < 1:
+            raise ValueError("a batch needs room for at least one sequence and one token")
+
+
+@dataclass(frozen=True, slots=True)
+class Suits:
+    """What suits a model on its device: the size of a KV page in tokens, and the limits of a batch."""
+
+    page_size: int = 16
+    limits: BatchLimits = BatchLimits()
+
+
+class StepUnderWay(Protocol):
+    """A step that has begun, perhaps not ended."""
+
+    def read(self) -> list[Drawn]:
+        """What it has drawn for each row, once that is known. Called once, in the order in which steps began."""
+
+
 class ModelRunner(Protocol):
-    """One model with its KV pool. Not thread-safe; the engine alone calls it."""
+    """One model with its KV pool. Not thread-safe; the engine alone calls it.
+
+    Steps take effect in the order in which they begin, copies of pages among them. `ahead`: steps that may be under way
+    while another one begins; where it isn't 0, a plan's `fed` rows take tokens that the step before has drawn.
+    """
 
     spec: ModelSpec
+    suits: Suits
+    ahead: int
+
+    def prepare(self, limits: BatchLimits, *, graphs: bool) -> int:
+        """Get ready for steps up to these limits, before `allocate`. Returns the bytes that there are for KV.
+
+        `graphs`: whether steps may be captured once and replayed, where the device knows that.
+        """
 
     def allocate(self, pages: int, page_size: int) -> None:
         """Make the KV pool: `pages` pages of `page_size` tokens, zeroed once. Called once, before any forward step."""
@@ -48,5 +91,5 @@ class ModelRunner(Protocol):
     def copy_page(self, source: int, target: int) -> None:
         """Copy a KV page, all layers: the copy of copy-on-write."""
 
-    def forward(self, plan: StepPlan) -> torch.Tensor:
-        """Run one step. Returns logits, float32 `[len(plan.logit_rows), vocab_size]`, on the model's device."""
+    def begin(self, plan: StepPlan, rows: Sequence[Row]) -> StepUnderWay:
+        """Begin a step that draws a token for each of `rows`, one for each of the plan's logit rows."""

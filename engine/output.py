@@ -42,10 +42,9 @@ class Output:
         self._decoded_after: list[int] = []
         self._certain = 0
 
-    @property
-    def bans_stops(self) -> bool:
-        """Whether the next token may not be a stop token."""
-        return self.drawn < self.sampling.min_tokens and bool(self.stop_tokens)
+    def bans_stops(self, unread: int = 0) -> bool:
+        """Whether the token after `unread` more may not be a stop token."""
+        return self.drawn + unread < self.sampling.min_tokens and bool(self.stop_tokens)
 
     @property
     def kept(self) -> int:

@@ -6,8 +6,8 @@ runs of KV pages, each read once for all the query tokens that share it. No torc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,10 @@ class StepPlan:
     `token_ids`, `positions`, `write_slots`: one entry per packed token; a slot is `page * page_size + offset`.
     `spans`: every query row appears in at least one span, and in exactly one `own` span.
     `logit_rows`: rows of the packed batch whose logits are wanted, in the order in which the caller wants them.
+    `fed`: rows whose token the step before has drawn and nobody has read yet: row -> its place among that step's draws.
+    Their entries in `token_ids` mean nothing. Only for models that run steps ahead.
+    `number` counts a planner's plans. `continues`: the number of a plan of single tokens that differs from this one only in
+    that each own span has one token more, and perhaps one page; the pages of all other spans are the same object.
     """
 
     token_ids: Sequence[int]
@@ -43,3 +47,6 @@ class StepPlan:
     write_slots: Sequence[int]
     spans: Sequence[Span]
     logit_rows: Sequence[int]
+    fed: Mapping[int, int] = field(default_factory=dict)
+    number: int = 0
+    continues: int | None = None

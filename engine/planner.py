@@ -42,13 +42,17 @@ class Planner:
         self._key: tuple[int, list[tuple[ContextId, int, int]]] = (-1, [])
         self._layout = _Layout([], [])
         self._own_pages: list[tuple[int, ...]] = []
+        self._number = 0
+        self._expected: list[int] = []
+        """The positions of a plan that would continue the last one."""
 
     def plan(self, chunks: Sequence[Chunk]) -> StepPlan:
         """The plan of a step that computes `chunks`, in this order. Their contexts' pages are already reserved."""
         contexts = [chunk.program.context for chunk in chunks]
         parts = [(context.id, context.node.id, chunk.tokens) for context, chunk in zip(contexts, chunks, strict=True)]
         key = (self._tree.version, parts)
-        if key != self._key:
+        same = key == self._key
+        if not same:
             self._layout = _lay_out(chunks, self._small_run)
             self._own_pages = [tail.pages for tail in self._layout.tails]
             self._key = key
@@ -57,10 +61,16 @@ class Planner:
         slots: list[int] = []
         spans = list(self._layout.shared)
         logit_rows: list[int] = []
+        fed: dict[int, int] = {}
         for index, chunk in enumerate(chunks):
             context = contexts[index]
             first, row = context.computed, len(tokens)
-            tokens += context.tokens[first : first + chunk.tokens]
+            if first < len(context.tokens):
+                tokens += context.tokens[first : first + chunk.tokens]
+            else:
+                assert chunk.tokens == context.unread == 1, "only the token drawn last can be computed unread"
+                fed[row] = chunk.program.place
+                tokens.append(0)
             positions += range(first, first + chunk.tokens)
             slots += context.slots(chunk.tokens)
             tail = self._layout.tails[index]
@@ -69,7 +79,11 @@ class Planner:
             spans.append(Span(self._pages(index, tail, context), tail.start, length, rows, own=True))
             if chunk.draws:
                 logit_rows.append(row + chunk.tokens - 1)
-        return StepPlan(tokens, positions, slots, spans, logit_rows)
+        # Whoever's tokens all came one by one and from where the last step left off: a decode step like the one before.
+        continues = self._number if same and len(tokens) == len(chunks) and positions == self._expected else None
+        self._expected = [position + 1 for position in positions]
+        self._number += 1
+        return StepPlan(tokens, positions, slots, spans, logit_rows, fed, self._number, continues)
 
     def _pages(self, index: int, tail: _Tail, context: Context) -> tuple[int, ...]:
         """The own span's pages; the tuple is kept while the tail doesn't change."""

@@ -8,6 +8,7 @@ for too long.
 from __future__ import annotations
 
 import argparse
+import gc
 import selectors
 import signal
 import socket
@@ -20,11 +21,10 @@ from typing import Any, assert_never
 import structlog
 
 from myna.engine import frames
-from myna.engine.batch import BatchLimits
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.errors import EngineError, RequestError
 from myna.engine.prompt import Call, Message, Placeholder, Segment, Text, Tokens, render
-from myna.engine.request import Delta, Done, Event, Failed, Fill, Finished, Request, RequestId
+from myna.engine.request import Delta, Done, Event, Failed, Fill, Finished, Request, RequestId, TokenLogprob
 from myna.engine.sampling import SamplingParams
 from myna.engine.tokens import PromptTokenizer
 
@@ -81,7 +81,7 @@ class EngineServer:
                     return
                 if works and self._open:
                     for event in self._engine.step():
-                        self._report(_report_of(event))
+                        self._report(_report_of(self._spelled(event)))
                 if self._draining and not self._engine.has_work and not self._outbox:
                     self._open = False
         self._say_goodbye()
@@ -95,7 +95,7 @@ class EngineServer:
             tokenizer_digest=self._tokenizer.digest,
             vocab_size=engine.spec.vocab_size,
             context_length=engine.capacity,
-            max_sequences=engine.config.limits.max_sequences,
+            max_sequences=engine.limits.max_sequences,
             kv_tokens=engine.pool.pages * engine.pool.page_size,
             page_size=engine.pool.page_size,
         )
@@ -166,7 +166,18 @@ class EngineServer:
     def _retain(self, command: frames.Retain) -> None:
         steps = render(_call(command.call, None), self._tokenizer, prefix=True)
         tokens = [token for step in steps if isinstance(step, Fill) for token in step.token_ids]
-        self._engine.retain(RequestId(command.request_id), tokens, command.namespace)
+        self._engine.retain(RequestId(command.request_id), tokens, command.namespace, distance=command.distance)
+
+    def _spelled(self, event: Event) -> Event:
+        """The same, with the texts of the tokens whose log-probabilities were asked for."""
+        if not isinstance(event, Delta) or not event.logprobs:
+            return event
+        return replace(event, logprobs=tuple(self._spell(logprob) for logprob in event.logprobs))
+
+    def _spell(self, logprob: TokenLogprob) -> TokenLogprob:
+        spell = self._tokenizer.spell
+        others = tuple(spell(token) for token, _ in logprob.alternatives)
+        return replace(logprob, text=spell(logprob.token_id), alternative_texts=others)
 
     def _flush(self) -> bool:
         """Send what the host takes now; whether it took anything."""
@@ -195,7 +206,7 @@ class EngineServer:
 def _call(call: frames.CallFrame, seed: int | None) -> Call:
     """The call that a frame holds. Raises InvalidSampling."""
     messages = tuple(
-        Message(message.role, tuple(_segment(segment, seed) for segment in message.segments))
+        Message(message.role, tuple(_segment(segment, seed) for segment in message.segments), message.fields)
         for message in call.messages
     )
     return Call(messages, call.tools, call.template_arguments)
@@ -203,7 +214,7 @@ def _call(call: frames.CallFrame, seed: int | None) -> Call:
 
 def _segment(segment: frames.TextSegment | frames.OutputSegment | frames.TokensSegment, seed: int | None) -> Segment:
     if isinstance(segment, frames.TextSegment):
-        return Text(segment.text)
+        return Text(segment.text, segment.token_ids)
     if isinstance(segment, frames.TokensSegment):
         return Tokens(segment.token_ids)
     sampling = sampling_of(segment.sampling)
@@ -245,6 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("model refused", error=str(error))
             channel.sendall(frames.encode(frames.FailedReport("", type(error).__name__, str(error))))
             return 1
+        # What is loaded stays: collections of garbage look at what comes and goes, and don't hold a step up.
+        gc.collect()
+        gc.freeze()
         log.info("engine ready", kv_tokens=engine.pool.pages * engine.pool.page_size, context_length=engine.capacity)
         EngineServer(engine, tokenizer, channel).serve()
     log.info("engine stopped")
@@ -259,24 +273,27 @@ def _load(options: argparse.Namespace) -> tuple[Engine, PromptTokenizer]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     loaded = load(options.model, device=options.device, dtype=options.dtype, cache_dir=options.cache_dir)
-    limits = BatchLimits(options.max_sequences, options.step_tokens)
+    limits = loaded.model.suits.limits
+    if options.max_sequences is not None:
+        limits = replace(limits, max_sequences=options.max_sequences)
+    if options.step_tokens is not None:
+        limits = replace(limits, step_tokens=options.step_tokens, mixed_tokens=None)
     config = EngineConfig(options.page_size, options.kv_tokens, options.kv_bytes, limits)
     return Engine(loaded.model, loaded.tokenizer, config), PromptTokenizer(loaded.tokenizer)
 
 
 def _parser() -> argparse.ArgumentParser:
-    limits, config = BatchLimits(), EngineConfig()
     parser = argparse.ArgumentParser(prog="myna.engine.process", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the connected stream socket to the host")
     parser.add_argument("--model", required=True, help="hub id, folder, .gguf file, or the default model's name")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cache-dir", default=None)
-    parser.add_argument("--page-size", type=int, default=config.page_size, help="tokens of a KV page")
-    parser.add_argument("--kv-tokens", type=int, default=config.kv_tokens, help="tokens of KV in all")
-    parser.add_argument("--kv-bytes", type=int, default=config.kv_bytes, help="bytes of KV, where tokens aren't given")
-    parser.add_argument("--max-sequences", type=int, default=limits.max_sequences)
-    parser.add_argument("--step-tokens", type=int, default=limits.step_tokens)
+    parser.add_argument("--page-size", type=int, default=None, help="tokens of a KV page")
+    parser.add_argument("--kv-tokens", type=int, default=None, help="tokens of KV in all")
+    parser.add_argument("--kv-bytes", type=int, default=None, help="bytes of KV, where tokens aren't given")
+    parser.add_argument("--max-sequences", type=int, default=None)
+    parser.add_argument("--step-tokens", type=int, default=None)
     parser.add_argument("--threads", type=int, default=None, help="threads that torch may use")
     return parser
 

@@ -55,6 +55,8 @@ class Program:
         """Followers wait for the prefix up to this position."""
         self.awaits: tuple[Program, int] | None = None
         """The program that is computing a prefix of this one, and up to which position."""
+        self.place = 0
+        """Where among the draws of the last step this program's was, while nobody has read it."""
         self._high_water = 0
         self._capacity = capacity
         self._decode = decode
@@ -91,10 +93,19 @@ class Program:
         """Tokens to compute before the program can go on. Siblings each compute the prompt's last token themselves."""
         pending = self.context.pending
         if self.output is not None:
-            return pending
+            return 0 if self._awaits_end(self.output) else pending
         if self.finished:
             return 0
         return max(pending - 1, 0) if self.must_fork else pending
+
+    def _awaits_end(self, output: Output) -> bool:
+        """Whether a draw under way is surely the output's last."""
+        unread = self.context.unread
+        if not unread:
+            return False
+        return (
+            output.drawn + unread == output.sampling.max_tokens or len(self.context.tokens) + unread >= self._capacity
+        )
 
     @property
     def finished(self) -> bool:
@@ -128,10 +139,17 @@ class Program:
         assert isinstance(step, Generate)
         return [self._sibling_of(fork(self.context), number) for number in range(step.sampling.n)]
 
+    def expect(self, place: int) -> None:
+        """A step has begun that draws the current output's next token, as its draw number `place`."""
+        self.context.unread += 1
+        self.place = place
+
     def accept(self, token: int, logprob: TokenLogprob | None = None) -> list[Event]:
         """Take the token drawn for the current output. If that ends it, `settle` goes on to the next step."""
         output = self.output
         assert output is not None
+        assert self.context.unread, "a token comes that no step was to draw"
+        self.context.unread -= 1
         before = len(output.tokens)
         text = self._take(output, token)
         ids = tuple(output.tokens[before:])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from myna.engine.errors import InvalidPrompt
@@ -23,9 +23,11 @@ _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that is given: a constant of the prompt or the value of a variable. Both are plain text to the model."""
+    """Text that is given: a constant of the prompt or the value of a variable. Both are plain text to the model. `token_ids`: as
+    which a model with this tokenizer drew it, if one did: used where they are this very text."""
 
     text: str
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,12 @@ Segment: TypeAlias = Text | Placeholder | Tokens
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A part of a conversation, or, without a role, a plain prompt."""
+    """A part of a conversation, or, without a role, a plain prompt. `fields` go to the chat template beside role and content:
+    `tool_calls`, `tool_call_id`, `name`."""
 
     role: str | None
     segments: tuple[Segment, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +110,8 @@ class _Steps:
     def extend(self, pieces: Sequence[Segment | _Literal]) -> None:
         for piece in pieces:
             match piece:
-                case Text(text):
-                    self._add(self._tokenizer.plain(text, first=self._first), text)
+                case Text(text, token_ids):
+                    self._add(self._tokenizer.drawn(text, token_ids, first=self._first), text)
                 case _Literal(text):
                     ids = self._tokenizer.literal(text, first=self._first)
                     written = self._first and self._tokenizer.bos is not None and ids[:1] == (self._tokenizer.bos,)
@@ -147,8 +151,11 @@ def _conversation(call: Call, tokenizer: PromptTokenizer, prefix: bool) -> list[
     asks = last.role == "assistant" and any(_generated(segment) for segment in last.segments)
     if not asks and not prefix:
         raise InvalidPrompt("the last message of a conversation must be the assistant's and hold an output")
-    history = call.messages[:-1] if asks else call.messages
+    history: Sequence[Message] = call.messages[:-1] if asks else call.messages
     pieces: list[Segment | _Literal] = []
+    if call.tools and not _knows_tools(call, tokenizer):
+        history = _tools_as_text(history, call.tools)
+        call = replace(call, tools=())
     if tokenizer.tokenizer.chat_template is None:
         pieces += _lines(history)
         pieces += [_Literal("assistant:")] if asks else []
@@ -172,12 +179,16 @@ def _templated(
     history: Sequence[Message], call: Call, tokenizer: PromptTokenizer, *, opens: bool
 ) -> list[Segment | _Literal]:
     """The history through the chat template, with a mark for every segment, cut at the marks."""
-    given = _given(call, tokenizer)
+    given = _given(call, history, tokenizer)
     marks = _Marks(given + str(tokenizer.tokenizer.chat_template))
     messages = [
-        {"role": message.role, "content": "".join(marks.add(segment) for segment in message.segments)}
+        {**message.fields, "role": message.role, "content": "".join(marks.add(s) for s in message.segments)}
         for message in history
     ]
+    return marks.split(_apply(messages, call, tokenizer, opens=opens))
+
+
+def _apply(messages: list[dict[str, Any]], call: Call, tokenizer: PromptTokenizer, *, opens: bool) -> str:
     try:
         text = tokenizer.tokenizer.apply_chat_template(
             messages,
@@ -188,22 +199,56 @@ def _templated(
         )
     except Exception as error:  # a template is the model maker's program and may raise whatever it likes
         raise InvalidPrompt(f"the model's chat template refuses the messages: {error}") from error
-    return marks.split(str(text))
+    return str(text)
 
 
-def _given(call: Call, tokenizer: PromptTokenizer) -> str:
-    """Tools and arguments as JSON. They stand inside the rendered string, so they may not spell a control token."""
+_TOOLS = """You can call these functions, each described by a JSON schema:
+{schemas}
+To call one, answer only with <tool_call>{{"name": its name, "arguments": its arguments as an object}}</tool_call>."""
+
+
+def _knows_tools(call: Call, tokenizer: PromptTokenizer) -> bool:
+    """Whether the model's chat template writes tools into the prompt: many leave them out without a word."""
+    if tokenizer.tokenizer.chat_template is None:
+        return False
+    asked = [{"role": "user", "content": "?"}]
     try:
-        given = json.dumps([list(call.tools), dict(call.template_arguments)], ensure_ascii=False)
+        bare = _apply(asked, replace(call, tools=()), tokenizer, opens=True)
+    except InvalidPrompt:
+        return True  # it can't do without
+    return _apply(asked, call, tokenizer, opens=True) != bare
+
+
+def _tools_as_text(history: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """Tools for a template without a place for them: told in the system's message; earlier calls as the text that makes one."""
+    schemas = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+    told = Text(_TOOLS.format(schemas=schemas))
+    messages = [_calls_as_text(message) for message in history]
+    if messages and messages[0].role == "system":
+        return [replace(messages[0], segments=(*messages[0].segments, Text("\n\n"), told)), *messages[1:]]
+    return [Message("system", (told,)), *messages]
+
+
+def _calls_as_text(message: Message) -> Message:
+    calls = message.fields.get("tool_calls") or ()
+    made = [json.dumps(call.get("function", call), ensure_ascii=False) for call in calls if isinstance(call, Mapping)]
+    return replace(message, segments=(*message.segments, *(Text(f"<tool_call>{text}</tool_call>") for text in made)))
+
+
+def _given(call: Call, history: Sequence[Message], tokenizer: PromptTokenizer) -> str:
+    """Tools, arguments and fields as JSON. They stand inside the rendered string, so they may not spell a control token."""
+    everything = [list(call.tools), dict(call.template_arguments), [dict(message.fields) for message in history]]
+    try:
+        given = json.dumps(everything, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise InvalidPrompt(f"tools and template arguments must be JSON: {error}") from error
     reserved = {"tools", "tokenize", "add_generation_prompt", "continue_final_message", "conversation", "chat_template"}
     if taken := reserved.intersection(call.template_arguments):
         raise InvalidPrompt(f"a template argument can't be called {min(taken)!r}")
-    for text in _strings([list(call.tools), dict(call.template_arguments)]):
+    for text in _strings(everything):
         for control in tokenizer.control_texts:
             if control in text:
-                raise InvalidPrompt(f"a tool or template argument holds {control!r}, a control token of the model")
+                raise InvalidPrompt(f"a tool, tool call or argument holds {control!r}, a control token of the model")
     return given
 
 

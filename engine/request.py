@@ -93,11 +93,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probability (natural logarithm) of a drawn token, and of the most probable alternatives by token id."""
+    """Log-probability (natural logarithm) of a drawn token, and of the most probable alternatives by token id. The texts are what
+    these tokens spell, each alone: the engine's process adds them."""
 
     token_id: int
     logprob: float
     alternatives: tuple[tuple[int, float], ...]
+    text: str = ""
+    alternative_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from myna.engine.device import Fetched, send
 from myna.engine.request import TokenLogprob
 from myna.engine.sampling import SamplingParams
 
@@ -51,24 +53,67 @@ def uniform(seed: int, position: int) -> float:
     return (mixed >> 11) * 2.0**-53
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnAlready:
+    """The draws of a step that is over."""
+
+    drawn: list[Drawn]
+
+    def read(self) -> list[Drawn]:
+        """What was drawn for each row."""
+        return self.drawn
+
+
+class Drawing:
+    """The draws of one step, under way on the logits' device. Nothing waits for them before `read`.
+
+    `tokens`: int64 [rows] on that device, always ids of the vocabulary, so that a next step can be fed with them.
+    """
+
+    def __init__(self, tokens: Tensor, sound: Tensor, logprobs: _Logprobs | None) -> None:
+        self.tokens = tokens
+        self._fetched = Fetched(
+            tokens, sound, *(() if logprobs is None else (logprobs.own, logprobs.values, logprobs.ids))
+        )
+        self._logprobs = logprobs
+
+    def read(self) -> list[Drawn]:
+        """What was drawn for each row, as soon as it is there."""
+        tokens, sound, *rest = self._fetched.wait()
+        found = {} if self._logprobs is None else self._logprobs.read(tokens, *rest)
+        return [
+            Drawn(token if ok else None, found.get(index) if ok else None)
+            for index, (token, ok) in enumerate(zip(tokens, sound, strict=True))
+        ]
+
+
 @torch.inference_mode()
-def sample(logits: torch.Tensor, rows: Sequence[Row]) -> list[Drawn]:
-    """Draw one token for each row of `logits`, float32 `[len(rows), vocabulary]`, which may be changed in place."""
-    if not rows:
-        return []
-    for index, row in enumerate(rows):
-        if row.banned or row.sampling.logit_bias or row.sampling.penalised:
-            _adjust(logits[index], row)
-    best, arg = (values.tolist() for values in logits.max(dim=-1))
-    sound = [value == value and abs(value) != float("inf") for value in best]
-    tokens: list[int] = arg
-    chosen = [index for index, row in enumerate(rows) if not row.sampling.greedy and sound[index]]
+def begin(logits: Tensor, rows: Sequence[Row], greedy: tuple[Tensor, Tensor] | None = None) -> Drawing:
+    """Begin to draw one token for each row of `logits` [len(rows), vocabulary], which may be changed in place.
+
+    `greedy`: the largest value of each row and where it is, if they are known already. Waits for nothing on a GPU.
+    """
+    adjusted = [
+        index for index, row in enumerate(rows) if row.banned or row.sampling.logit_bias or row.sampling.penalised
+    ]
+    if adjusted:
+        logits, greedy = logits.float(), None
+        for index in adjusted:
+            _adjust(logits[index], rows[index])
+    best, tokens = logits.max(dim=-1) if greedy is None else greedy
+    sound = best.isfinite()
+    chosen = [index for index, row in enumerate(rows) if not row.sampling.greedy]
     if chosen:
-        part = logits if len(chosen) == len(rows) else logits[chosen]
-        for index, token in zip(chosen, _draw(part, [rows[index] for index in chosen]), strict=True):
-            tokens[index] = token
-    logprobs = _logprobs(logits, rows, tokens, sound)
-    return [Drawn(tokens[index] if ok else None, logprobs.get(index)) for index, ok in enumerate(sound)]
+        place = send(chosen, torch.int64, logits.device)
+        part = logits if len(chosen) == len(rows) else logits[place]
+        tokens = tokens.to(torch.int64, copy=True)
+        tokens[place] = _draw(part.float(), [rows[index] for index in chosen])
+    return Drawing(tokens, sound, _logprobs(logits, rows, tokens))
+
+
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
+    """Draw one token for each row of `logits` [len(rows), vocabulary], which may be changed in place."""
+    return begin(logits, rows).read() if rows else []
 
 
 def _mix(value: int) -> int:
@@ -78,53 +123,52 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _adjust(logits: torch.Tensor, row: Row) -> None:
+def _adjust(logits: Tensor, row: Row) -> None:
     """Bias, penalties and bans of one row, in place. `logits`: `[vocabulary]`."""
     sampling = row.sampling
     device = logits.device
     if sampling.logit_bias:
-        ids = torch.tensor(list(sampling.logit_bias), device=device)
-        logits[ids] += torch.tensor(list(sampling.logit_bias.values()), dtype=logits.dtype, device=device)
+        ids = send(list(sampling.logit_bias), torch.int64, device)
+        logits[ids] += send(list(sampling.logit_bias.values()), logits.dtype, device)
     if sampling.penalised:
         _penalise(logits, row)
     if row.banned:
-        logits[torch.tensor(sorted(row.banned), device=device)] = float("-inf")
+        logits[send(sorted(row.banned), torch.int64, device)] = float("-inf")
 
 
-def _penalise(logits: torch.Tensor, row: Row) -> None:
+def _penalise(logits: Tensor, row: Row) -> None:
     sampling = row.sampling
     device = logits.device
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted(row.prompt_ids.union(row.counts)), dtype=torch.long, device=device)
+        seen = send(sorted(row.prompt_ids.union(row.counts)), torch.int64, device)
         values = logits[seen]
         penalty = sampling.repetition_penalty
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     if row.counts and (sampling.presence_penalty or sampling.frequency_penalty):
-        ids = torch.tensor(list(row.counts), device=device)
-        counts = torch.tensor(list(row.counts.values()), dtype=logits.dtype, device=device)
+        ids = send(list(row.counts), torch.int64, device)
+        counts = send(list(row.counts.values()), logits.dtype, device)
         logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    """Draw by inverting the cumulative distribution at each row's uniform number. No row is greedy."""
+def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Draw by inverting the cumulative distribution at each row's uniform number. No row is greedy. Returns int64 [rows]."""
     device = logits.device
-    temperature = torch.tensor([row.sampling.temperature for row in rows], dtype=logits.dtype, device=device)
+    temperature = send([row.sampling.temperature for row in rows], logits.dtype, device)
     # Taking the maximum off first keeps a tiny temperature from overflowing.
     scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
     floor = _floor(scaled, rows)
     if floor is not None:
         scaled = scaled.masked_fill(scaled < floor[:, None], float("-inf"))
     cumulative = torch.exp(scaled).cumsum(dim=-1, dtype=torch.float64)
-    numbers = torch.tensor([uniform(row.seed, row.position) for row in rows], dtype=torch.float64, device=device)
+    numbers = send([uniform(row.seed, row.position) for row in rows], torch.float64, device)
     total = cumulative[:, -1:]
     # Below the total even where the product rounds up to it: a token that is cut off must never be drawn.
     wanted = torch.minimum(numbers[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     drawn = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
-    tokens: list[int] = drawn.tolist()
-    return tokens
+    return drawn.clamp_(max=logits.shape[-1] - 1)  # logits that are no numbers lead anywhere
 
 
-def _floor(scaled: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor | None:
+def _floor(scaled: Tensor, rows: Sequence[Row]) -> Tensor | None:
     """The lowest scaled logit that top-k, top-p and min-p let through in each row; None where no row cuts.
 
     Ties with the last token let through are let through too: which of them came first is no property of the model.
@@ -132,21 +176,22 @@ def _floor(scaled: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor | None:
     floor = torch.full((len(rows),), -math.inf, dtype=scaled.dtype, device=scaled.device)
     cutting = [index for index, row in enumerate(rows) if row.sampling.top_k is not None or row.sampling.top_p < 1]
     if cutting:
-        part = scaled if len(cutting) == len(rows) else scaled[cutting]
-        floor[cutting] = _cut(part, [rows[index].sampling for index in cutting])
+        place = send(cutting, torch.int64, scaled.device)
+        part = scaled if len(cutting) == len(rows) else scaled[place]
+        floor[place] = _cut(part, [rows[index].sampling for index in cutting])
     if any(row.sampling.min_p for row in rows):
-        shares = torch.tensor([row.sampling.min_p for row in rows], dtype=scaled.dtype, device=scaled.device)
+        shares = send([row.sampling.min_p for row in rows], scaled.dtype, scaled.device)
         floor = torch.maximum(floor, shares.log())
     elif not cutting:
         return None
     return floor
 
 
-def _cut(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+def _cut(scaled: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """The floors that top-k and top-p set, `[len(params)]`. `scaled`: `[len(params), vocabulary]`, at most 0."""
     device, vocabulary = scaled.device, scaled.shape[-1]
-    limit = torch.tensor([min(one.top_k or vocabulary, vocabulary) for one in params], device=device)
-    share = torch.tensor([one.top_p for one in params], dtype=torch.float64, device=device)
+    limit = send([min(one.top_k or vocabulary, vocabulary) for one in params], torch.int64, device)
+    share = send([one.top_p for one in params], torch.float64, device)
     mass = torch.exp(scaled).sum(dim=-1, dtype=torch.float64) * share
     ordered = _largest(scaled, limit, mass)
     cumulative = torch.exp(ordered).cumsum(dim=-1, dtype=torch.float64)
@@ -158,7 +203,7 @@ def _cut(scaled: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor
     return torch.where(share < 1, torch.maximum(floor, ordered.gather(1, nucleus)[:, 0]), floor)
 
 
-def _largest(scaled: torch.Tensor, limit: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+def _largest(scaled: Tensor, limit: Tensor, mass: Tensor) -> Tensor:
     """Enough of each row's largest values, descending: `limit` of them, or as many as have `mass` together.
 
     On a CPU to sort whole rows takes most of a step's time, and nearly all of a row is far below its maximum.
@@ -173,19 +218,37 @@ def _largest(scaled: torch.Tensor, limit: torch.Tensor, mass: torch.Tensor) -> t
     return scaled.sort(dim=-1, descending=True).values
 
 
-def _logprobs(
-    logits: torch.Tensor, rows: Sequence[Row], tokens: Sequence[int], sound: Sequence[bool]
-) -> dict[int, TokenLogprob]:
-    """Log-probabilities by row, for the rows that ask for them, of the distribution after bias and penalties."""
-    asking = [index for index, row in enumerate(rows) if row.sampling.logprobs is not None and sound[index]]
-    if not asking:
-        return {}
-    every = torch.log_softmax(logits[asking], dim=-1)
-    most = min(max(rows[index].sampling.logprobs or 0 for index in asking), logits.shape[-1])
-    values, ids = (part.tolist() for part in every.topk(most, dim=-1))
-    found: dict[int, TokenLogprob] = {}
-    for place, index in enumerate(asking):
-        count = rows[index].sampling.logprobs or 0
-        alternatives = tuple(zip(ids[place][:count], values[place][:count], strict=True))
-        found[index] = TokenLogprob(tokens[index], float(every[place, tokens[index]]), alternatives)
-    return found
+@dataclass(frozen=True, slots=True)
+class _Logprobs:
+    """Log-probabilities of the rows that ask for them. `own` [asking], `values` and `ids` [asking, most]."""
+
+    counts: Mapping[int, int]
+    """Row to the number of alternatives that it wants, in the order of the tensors."""
+    own: Tensor
+    values: Tensor
+    ids: Tensor
+
+    def read(
+        self,
+        tokens: Sequence[int],
+        own: Sequence[float],
+        values: Sequence[Sequence[float]],
+        ids: Sequence[Sequence[int]],
+    ) -> dict[int, TokenLogprob]:
+        """By row, from the same tensors as lists."""
+        return {
+            index: TokenLogprob(tokens[index], own[at], tuple(zip(ids[at][:count], values[at][:count], strict=True)))
+            for at, (index, count) in enumerate(self.counts.items())
+        }
+
+
+def _logprobs(logits: Tensor, rows: Sequence[Row], tokens: Tensor) -> _Logprobs | None:
+    """Of the distribution after bias and penalties, for the rows that ask; None where none does."""
+    counts = {index: row.sampling.logprobs for index, row in enumerate(rows) if row.sampling.logprobs is not None}
+    if not counts:
+        return None
+    asking = send(list(counts), torch.int64, logits.device)
+    every = torch.log_softmax(logits[asking].float(), dim=-1)
+    most = min(max(counts.values()), logits.shape[-1])
+    values, ids = every.topk(most, dim=-1)
+    return _Logprobs(counts, every.gather(1, tokens[asking, None])[:, 0], values, ids)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 Decode: TypeAlias = Callable[[Sequence[int]], str]
@@ -24,7 +25,9 @@ def decoder(tokenizer: Any) -> Decode:
     """The quickest exact decoding function of a Hugging Face tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        return lambda ids: str(backend.decode(list(ids), skip_special_tokens=True))
+        # Half of what is decoded is a token alone (see `Detokenizer`), and that is the same every time.
+        alone = lru_cache(maxsize=None)(lambda token: str(backend.decode([token], skip_special_tokens=True)))
+        return lambda ids: alone(ids[0]) if len(ids) == 1 else str(backend.decode(list(ids), skip_special_tokens=True))
     return lambda ids: str(
         tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)  # the value is exact
     )
@@ -96,6 +99,8 @@ class StopScanner:
 
     def feed(self, piece: str) -> Scan:
         """Take the next piece of text."""
+        if not self._stops:
+            return Scan(piece, stopped=False)
         text = self._held + piece
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:

@@ -48,9 +48,26 @@ class PromptTokenizer:
         """Outside text as token ids, no control token among them. `first`: the text begins the prompt."""
         return self._encode_plain(text, first)
 
+    def drawn(self, text: str, token_ids: tuple[int, ...], *, first: bool = False) -> tuple[int, ...]:
+        """Outside text that a model of this vocabulary has drawn, as the ids that it drew, so that a context which goes on from
+        there is found in the cache; as `plain` does it where they are not exactly this text, or a control token is among them."""
+        if first or not token_ids or not self._control.isdisjoint(token_ids):
+            return self.plain(text, first=first)
+        return token_ids if self._spell(token_ids) == text else self.plain(text)
+
+    def _spell(self, token_ids: tuple[int, ...]) -> str | None:
+        try:
+            return str(self._plain[1].decode(list(token_ids), skip_special_tokens=False))
+        except (OverflowError, TypeError):  # ids that no vocabulary has
+            return None
+
     def literal(self, text: str, *, first: bool = False) -> tuple[int, ...]:
         """A chat template's own text as token ids; control tokens in it are recognised."""
         return self._encode_literal(text, first)
+
+    def spell(self, token: int) -> str:
+        """What one token spells by itself, control tokens included; half a character is U+FFFD."""
+        return str(self.tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _literal_uncached(self, text: str, first: bool) -> tuple[int, ...]:
         return tuple(self._literal[0 if first else 1].encode(text, add_special_tokens=False).ids)

@@ -96,7 +96,8 @@ class Work:
     `IN_A_ROW` (the rows follow one another, so that `rows` needn't be read).
     `pages`: page ids of all spans, joined. `rows`: packed rows of all blocks, joined. `positions` [T].
     `parts`: for every token of a unit that isn't direct, the slot of its partial result.
-    `merge_begin` [T * kv_heads + 1]: row t, head h has the partial results `merge_begin[t * kv_heads + h]` to the next.
+    `merged` [M]: the pairs row * kv_heads + head that have partial results, ascending; `merge_begin` [M + 1]: pair m has the
+    partial results `merge_begin[m]` to the next.
     A direct unit is all that its rows attend to: it writes the output, and its rows have no partial results.
     """
 
@@ -106,6 +107,7 @@ class Work:
     rows: NDArray[np.int32]
     parts: NDArray[np.int32]
     positions: NDArray[np.int32]
+    merged: NDArray[np.int32]
     merge_begin: NDArray[np.int32]
 
     @property
@@ -114,9 +116,12 @@ class Work:
         return len(self.parts)
 
 
-def make_work(plan: StepPlan, tiling: Tiling, window: int | None = None) -> Work:
-    """Cut a plan's spans into units and deal them. `window`: keys that a row sees, itself included; None: all."""
-    blocks = _blocks(plan, tiling, window)
+def make_work(plan: StepPlan, tiling: Tiling, window: int | None = None, *, room: int = 0) -> Work:
+    """Cut a plan's spans into units and deal them. `window`: keys that a row sees, itself included; None: all.
+
+    `room`: pages that own spans may come to need; they have so many entries more in `pages`.
+    """
+    blocks = _blocks(plan, tiling, window, room)
     large, small = _deal(blocks, tiling)
     pieces = _Pieces.join(large, small)
     # Half of the slots begin with large units and half with small ones: on each multiprocessor, some compute while others
@@ -125,7 +130,9 @@ def make_work(plan: StepPlan, tiling: Tiling, window: int | None = None) -> Work
     pieces = pieces.take(np.lexsort((later, pieces.slot)))
     slot_begin = np.searchsorted(pieces.slot, np.arange(tiling.slots + 1))
     lengths = blocks.tokens[pieces.block]
-    parts_begin, parts, merge_begin, direct = _partials(blocks, pieces, lengths, len(plan.positions), tiling.kv_heads)
+    parts_begin, parts, merged, merge_begin, direct = _partials(
+        blocks, pieces, lengths, len(plan.positions), tiling.kv_heads
+    )
     first = blocks.low[pieces.block] + pieces.begin * tiling.grain
     end = np.minimum(blocks.low[pieces.block] + pieces.end * tiling.grain, blocks.high[pieces.block])
     units = np.empty((len(pieces.block), UNIT_FIELDS), dtype=np.int32)
@@ -150,6 +157,7 @@ def make_work(plan: StepPlan, tiling: Tiling, window: int | None = None) -> Work
         rows=blocks.rows.astype(np.int32),
         parts=parts.astype(np.int32),
         positions=np.asarray(plan.positions, dtype=np.int32),
+        merged=merged.astype(np.int32),
         merge_begin=merge_begin.astype(np.int32),
     )
 
@@ -196,13 +204,14 @@ class _Pieces:
         return _Pieces(self.block[order], self.head[order], self.begin[order], self.end[order], self.slot[order])
 
 
-def _blocks(plan: StepPlan, tiling: Tiling, window: int | None) -> _Blocks:
+def _blocks(plan: StepPlan, tiling: Tiling, window: int | None, room: int) -> _Blocks:
     positions = plan.positions
     table: list[tuple[int, int, int, int, int, int, int, int, bool]] = []
     rows: list[int] = []
     pages: list[NDArray[np.int32]] = []
     page_begin = 0
     small_tokens = tiling.small_rows // tiling.group
+    spare = np.zeros(room, dtype=np.int32)
     for index, span in enumerate(plan.spans):
         queries = span.queries
         count = len(queries)
@@ -218,6 +227,9 @@ def _blocks(plan: StepPlan, tiling: Tiling, window: int | None) -> _Blocks:
                 rows += queries[begin:end]
         pages.append(_page_array(span.pages))
         page_begin += len(span.pages)
+        if room and span.own:
+            pages.append(spare)
+            page_begin += room
     columns = np.array(table, dtype=np.int64).reshape(-1, 9).T
     return _Blocks(
         span=columns[0],
@@ -326,7 +338,8 @@ def _fill_small(index: Ints, grains: Ints, loads: Floats, tiling: Tiling) -> _Pi
     inside = np.rint((full - cost_line[item] - tiling.small_unit_cost) / tiles).astype(np.int64)
     cuts = line[item] + np.clip(inside, 0, length[item])
     cuts[-1] = line[-1]
-    points = np.unique(np.concatenate([line, cuts]))
+    points = np.sort(np.concatenate([line, cuts]))
+    points = points[np.append(True, np.diff(points) > 0)]
     begin, end = points[:-1], points[1:]
     item = np.searchsorted(line, begin, side="right") - 1
     return _Pieces(
@@ -347,18 +360,20 @@ def _room(loads: Floats, cost: float) -> Floats:
 
 def _partials(
     blocks: _Blocks, pieces: _Pieces, lengths: Ints, rows: int, heads: int
-) -> tuple[Ints, Ints, Ints, NDArray[np.bool_]]:
-    """Where each unit's partial results go: `parts_begin` of each unit, `parts`, `merge_begin`, and who needs none."""
+) -> tuple[Ints, Ints, Ints, Ints, NDArray[np.bool_]]:
+    """Where each unit's partial results go: `parts_begin` of each unit, `parts`, `merged`, `merge_begin`; who needs none."""
     owner = np.repeat(np.arange(len(lengths)), lengths)
     place = blocks.rows[blocks.rows_begin[pieces.block][owner] + _count_up(lengths)] * heads + pieces.head[owner]
     shared = np.bincount(place, minlength=rows * heads)[place] > 1
     direct = np.bincount(owner, weights=shared, minlength=len(lengths)) == 0
     place = place[~direct[owner]]
-    merge_begin = np.concatenate([[0], np.cumsum(np.bincount(place, minlength=rows * heads))])
+    counts = np.bincount(place, minlength=rows * heads)
+    merged = np.flatnonzero(counts)
+    merge_begin = np.concatenate([[0], np.cumsum(counts[merged])])
     parts = np.empty(len(place), dtype=np.int64)
     parts[np.argsort(place, kind="stable")] = np.arange(len(place))
     kept = np.where(direct, 0, lengths)
-    return np.cumsum(kept) - kept, parts, merge_begin, direct
+    return np.cumsum(kept) - kept, parts, merged, merge_begin, direct
 
 
 def _count_up(lengths: Ints) -> Ints:

@@ -210,18 +210,19 @@ def tree_attention_kernel(
 
 @triton.jit
 def merge_kernel(
-    output_ptr, partial_ptr, log_sum_ptr, sinks_ptr, merge_begin_ptr, stride_output,
+    output_ptr, partial_ptr, log_sum_ptr, sinks_ptr, merged_ptr, merge_begin_ptr, stride_output,
     KV_HEADS: tl.constexpr, G: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     PARTS: tl.constexpr, SINKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j) joins the partial results of row i // KV_HEADS, KV head i % KV_HEADS, for HEADS of its G heads."""
-    pair = tl.program_id(0)
+    """Program (i, j) joins the partial results of pair i, a row and a KV head, for HEADS of its G heads."""
     offs_p = tl.arange(0, PARTS)
     offs_g = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     offs_d = tl.arange(0, BLOCK_D)
-    first = tl.load(merge_begin_ptr + pair)
-    last = tl.load(merge_begin_ptr + pair + 1)
+    pair = tl.load(merged_ptr + tl.program_id(0))
+    first = tl.load(merge_begin_ptr + tl.program_id(0))
+    last = tl.load(merge_begin_ptr + tl.program_id(0) + 1)
     if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     if first < last:
         highest = tl.full([HEADS], _LOWEST, tl.float32)

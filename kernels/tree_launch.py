@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,10 +23,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from myna.kernels.tree_attention import merge_kernel, tree_attention_kernel
 
 _LOG2_E = 1.4426950408889634
-_SECTIONS = ("slot_begin", "units", "pages", "rows", "parts", "positions", "merge_begin")
+_SECTIONS = ("slot_begin", "units", "pages", "rows", "parts", "positions", "merged", "merge_begin")
 _ALIGN = 32  # int32 entries: sections begin at multiples of 128 bytes
 _MERGED_AT_ONCE = 8
 _MANY_HEADS = 8192
+_MERGED_NUMBERS = 1024  # that one warp keeps in registers
 
 
 class WorkLike(Protocol):
@@ -43,6 +45,8 @@ class WorkLike(Protocol):
     def parts(self) -> NDArray[np.int32]: ...  # noqa: D102
     @property
     def positions(self) -> NDArray[np.int32]: ...  # noqa: D102
+    @property
+    def merged(self) -> NDArray[np.int32]: ...  # noqa: D102
     @property
     def merge_begin(self) -> NDArray[np.int32]: ...  # noqa: D102
 
@@ -88,13 +92,20 @@ def choose_shape(
         raise ValueError(f"{dtype}: the kernel takes float32, float16 and bfloat16")
     shape = Shape(kv_heads, group, head_dim, page_size, dtype, pdl=hopper)
     if dtype == torch.float32:  # no tensor cores: the tiles are multiplied in registers
-        rows = 64 if head_dim <= 128 else 32
-        return replace(shape, large_rows=rows, keys=32, warps=8, stages=2, programs=1, tma=False)
+        return replace(shape, keys=32 if head_dim <= 128 else 16, warps=8, stages=2, programs=1, tma=False)
     if head_dim > 128:
-        shape = replace(shape, keys=32, warps=8, programs=1)
+        shape = replace(shape, small_rows=32, keys=32, warps=8, programs=1)
     if hopper and page_size % shape.keys == 0:
         return shape
     return replace(shape, tma=False, warps=8, programs=1)  # addresses take registers
+
+
+class Partials:
+    """Memory for partial results, [entries, D] and [entries], float32. Layers and steps that follow one another share it."""
+
+    def __init__(self, entries: int, head_dim: int, device: torch.device) -> None:
+        self.values = torch.empty((entries, head_dim), dtype=torch.float32, device=device)
+        self.log_sum = torch.empty(entries, dtype=torch.float32, device=device)
 
 
 class WorkBuffer:
@@ -103,37 +114,49 @@ class WorkBuffer:
     `limits`: the largest length of each section (`capacity` makes one from a Work). `load` copies a Work there.
     """
 
-    def __init__(self, limits: dict[str, int], shape: Shape, device: torch.device) -> None:
+    def __init__(
+        self, limits: dict[str, int], shape: Shape, device: torch.device, partials: Partials | None = None
+    ) -> None:
         begins, end = {}, 0
         for name in _SECTIONS:
             begins[name] = end
             end += -(-limits[name] // _ALIGN) * _ALIGN
         self._begins = begins
         self._limits = limits
-        self._host = torch.zeros(end, dtype=torch.int32, pin_memory=device.type == "cuda")
+        # Two of them take turns: while one is being copied, the next step's work goes into the other.
+        pinned = device.type == "cuda"
+        self._hosts = cycle([torch.zeros(end, dtype=torch.int32, pin_memory=pinned) for _ in range(2)])
         self._device = torch.zeros(end, dtype=torch.int32, device=device)
         self.sections = {name: self._device[begins[name] : begins[name] + limits[name]] for name in _SECTIONS}
         entries = max(limits["parts"], 1) * shape.group
-        self.partial = torch.empty((entries, shape.head_dim), dtype=torch.float32, device=device)
-        self.log_sum = torch.empty(entries, dtype=torch.float32, device=device)
-        self.pairs = limits["merge_begin"] - 1
+        partials = partials or Partials(entries, shape.head_dim, device)
+        assert partials.log_sum.numel() >= entries
+        self.partial = partials.values
+        self.log_sum = partials.log_sum
+        self.rows_merged = min(limits["merged"], limits["merge_begin"] - 1)
+        """How many pairs of row and head the merge has to look at: all that there is room for, or what `load` says."""
+        self.works = True
+        """Whether there may be any units."""
 
     @staticmethod
     def capacity(works: Sequence[WorkLike], slack: float = 1.0) -> dict[str, int]:
         """Limits that hold each of the works, and works that are larger by a factor of `slack`."""
         limits = {name: max(getattr(work, name).size for work in works) for name in _SECTIONS}
-        return {name: size if name == "slot_begin" else int(size * slack) for name, size in limits.items()}
+        # Never nothing: a kernel without units still looks at the first, and an empty tensor has no address.
+        return {name: size if name == "slot_begin" else max(int(size * slack), _ALIGN) for name, size in limits.items()}
 
     def holds(self, work: WorkLike) -> bool:
         """Whether each section of a work fits."""
         return all(getattr(work, name).size <= self._limits[name] for name in _SECTIONS)
 
-    def load(self, work: WorkLike) -> None:
-        """Copy a work to the device, in stream order. The one before must have been copied: synchronize first.
+    def load(self, work: WorkLike, *, alone: bool = False) -> None:
+        """Copy a work to the device, in stream order. The last but one must have been copied.
 
-        Raises ValueError if a section is too small. Rows past the work's own have no units and nothing to merge.
+        `alone`: launches are for this work alone, and may be left out where it has nothing for them. Raises ValueError if a
+        section is too small. Rows past the work's own have no units and nothing to merge.
         """
-        host = self._host.numpy()
+        pinned = next(self._hosts)
+        host = pinned.numpy()
         for name in _SECTIONS:
             array = getattr(work, name).reshape(-1)
             if array.size > self._limits[name]:
@@ -142,7 +165,9 @@ class WorkBuffer:
             host[begin : begin + array.size] = array
             if name == "merge_begin":
                 host[begin + array.size : begin + self._limits[name]] = array[-1]
-        self._device.copy_(self._host, non_blocking=True)
+        self._device.copy_(pinned, non_blocking=True)
+        if alone:
+            self.rows_merged, self.works = len(work.merged), bool(work.units.size)
 
 
 def tree_attention(
@@ -165,6 +190,8 @@ def tree_attention(
     Triton's interpreter, which can't multiply bfloat16. Rows without a unit are left as they are.
     """
     _check(query, keys, values, output, buffer, shape, sinks)
+    if not buffer.works:
+        return output
     at = buffer.sections
     slots = at["slot_begin"].numel() - 1
     stride_page, stride_token, stride_head = keys.stride()[:3]
@@ -183,10 +210,14 @@ def tree_attention(
         TMA=shape.tma, WINDOW=window is not None, SOFTCAP=softcap is not None, SINKS=sinks is not None, UPCAST=upcast,
         PDL=shape.pdl, num_warps=shape.warps, launch_pdl=shape.pdl,
     )  # fmt: skip
+    if not buffer.rows_merged:
+        return output
     # Programs of one warp, small enough to be many: a head each, or all heads of a KV head where rows are many.
-    heads = triton.next_power_of_2(shape.group) if buffer.pairs * shape.group >= _MANY_HEADS else 1
-    merge_kernel[(buffer.pairs, triton.cdiv(shape.group, heads))](
-        output, buffer.partial, buffer.log_sum, query if sinks is None else sinks, at["merge_begin"], output.stride(0),
+    many = buffer.rows_merged * shape.group >= _MANY_HEADS
+    heads = min(triton.next_power_of_2(shape.group), max(1, _MERGED_NUMBERS // shape.block_d)) if many else 1
+    merge_kernel[(buffer.rows_merged, triton.cdiv(shape.group, heads))](
+        output, buffer.partial, buffer.log_sum, query if sinks is None else sinks, at["merged"], at["merge_begin"],
+        output.stride(0),
         KV_HEADS=shape.kv_heads, G=shape.group, HEADS=heads, D=shape.head_dim, BLOCK_D=shape.block_d,
         PARTS=max(1, _MERGED_AT_ONCE // heads), SINKS=sinks is not None,
         PDL=shape.pdl, num_warps=1, launch_pdl=shape.pdl,

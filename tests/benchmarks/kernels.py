@@ -282,7 +282,7 @@ def fused_pairs(tokens: int) -> dict[str, tuple[Callable[[], object], Callable[[
     return {
         "norm with residual": (lambda: rms_norm(x, weight, 1e-5, residual), torch_norm),
         "rotary and KV write": (
-            lambda: rotary_store(query, key, value, cos, sin, slots, keys, values),
+            lambda: rotary_store(query, key, value, cos, sin, slots, slots, keys, values),
             torch_rotary,
         ),
         "SwiGLU": (lambda: swiglu(gate_up), torch_swiglu),

@@ -2,6 +2,7 @@
 
 Its KV is the token written at each slot. A row reads its spans as real attention would, sees the positions up to its
 own, and predicts a hash of them; a page that is missing, stale, doubled or another sequence's gives another token.
+With `ahead` = 1 it behaves as a GPU does: a step may begin before the one before is read, and takes its tokens.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import zlib
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from myna.engine.interface import ModelSpec
+from myna.engine.immediate import ImmediateRunner
+from myna.engine.interface import ModelSpec, StepUnderWay
 from myna.engine.plan import StepPlan
+from myna.engine.sampler import Drawn, Row, sample
 
 
 def predict(tokens: Sequence[int], vocabulary: int) -> int:
@@ -21,10 +25,13 @@ def predict(tokens: Sequence[int], vocabulary: int) -> int:
     return zlib.crc32(array("I", tokens).tobytes()) % vocabulary
 
 
-class HashModel:
+class HashModel(ImmediateRunner):
     """Implements `ModelRunner`."""
 
-    def __init__(self, *, vocabulary: int = 16, context_length: int = 64, eos: int = 0) -> None:
+    def __init__(self, *, vocabulary: int = 16, context_length: int = 64, eos: int = 0, ahead: int = 0) -> None:
+        self.ahead = ahead
+        self.begun = self.read = 0
+        self._last: list[int] = []
         self.spec = ModelSpec(
             name="hash",
             dtype="float32",
@@ -58,6 +65,16 @@ class HashModel:
             logits[index, predict(self._attended(plan, row), self.spec.vocab_size)] = 1.0
         return logits
 
+    def begin(self, plan: StepPlan, rows: Sequence[Row]) -> StepUnderWay:
+        assert self.begun - self.read <= self.ahead, "more steps are under way than may be"
+        token_ids = list(plan.token_ids)
+        for row, place in plan.fed.items():
+            token_ids[row] = self._last[place]
+        drawn = sample(self.forward(replace(plan, token_ids=token_ids)), rows)
+        self._last = [draw.token or 0 for draw in drawn]
+        self.begun += 1
+        return Late(self, self.begun, drawn)
+
     def _attended(self, plan: StepPlan, row: int) -> list[int]:
         keys: list[tuple[int, int]] = []
         for span in plan.spans:
@@ -67,3 +84,17 @@ class HashModel:
 
     def _read(self, pages: Sequence[int], offset: int) -> int:
         return self._slots[pages[offset // self._page_size] * self._page_size + offset % self._page_size]
+
+
+class Late:
+    """A step of a `HashModel` that nobody has read yet."""
+
+    def __init__(self, model: HashModel, number: int, drawn: list[Drawn]) -> None:
+        self._model = model
+        self._number = number
+        self._drawn = drawn
+
+    def read(self) -> list[Drawn]:
+        self._model.read += 1
+        assert self._model.read == self._number, "steps are read out of order"
+        return self._drawn

@@ -1,13 +1,17 @@
 import copy
+import sys
 from typing import Any
 
 import pytest
 import torch
 
+from myna.engine import admission
 from myna.engine.admission import admit
 from myna.engine.errors import ModelRefused
 from myna.engine.fuse import FusedNetwork
+from myna.engine.interface import ModelSpec
 from myna.engine.model import HuggingFaceNetwork
+from myna.engine.plan import StepPlan
 from tests.engine import tiny_models
 
 REASONS = {
@@ -74,3 +78,41 @@ def test_a_difference_at_the_far_end_of_the_context_alone_keeps_a_model_unfused(
 
     attention.forward = scaled
     assert type(admit(network, "position-scaled")._network) is HuggingFaceNetwork
+
+
+def test_a_device_without_attention_is_refused_by_name() -> None:
+    with pytest.raises(ModelRefused, match="no attention implementation for device 'meta'"):
+        admit(tiny_models.build("llama").to("meta"), "nowhere")
+
+
+def test_a_gpu_without_triton_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    network: Any = tiny_models.build("llama")
+    spec = admit(tiny_models.build("llama"), "llama").spec
+    monkeypatch.setitem(sys.modules, "myna.engine.triton_attention", None)  # importing it fails, as without Triton
+    with pytest.raises(ModelRefused, match=r"a GPU needs Triton.*use device 'cpu'"):
+        admission._on_gpu(network, [], spec)
+
+
+@pytest.mark.parametrize(("size", "group"), [(20, 4), (8, 4), (264, 4), (128, 64)])
+def test_a_gpu_refuses_heads_that_no_kernel_takes_in_words(size: int, group: int) -> None:
+    spec = admit(tiny_models.build("llama"), "llama").spec
+    shape = f"head size {size}" if group <= 32 else f"{group} query heads for a KV head"
+    with pytest.raises(ModelRefused, match=f"{shape}.*device 'cpu' takes it"):
+        admission._verify(RefusingModel(spec, size, group), [[1] * 13, [1] * 7], [], torch.bfloat16, 64)
+
+
+class RefusingModel:
+    """As much of a GPU's model as the probe sees: its kernels are chosen when a layer first runs."""
+
+    def __init__(self, spec: ModelSpec, size: int, group: int) -> None:
+        self.spec = spec
+        self._sizes = 2, group, size, 64, torch.bfloat16
+
+    def allocate(self, pages: int, page_size: int) -> None:
+        pass
+
+    def forward(self, plan: StepPlan) -> torch.Tensor:
+        from myna.kernels.tree_launch import choose_shape
+
+        choose_shape(*self._sizes)
+        raise AssertionError("a kernel was found")

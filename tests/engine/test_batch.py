@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from myna.engine.batch import BatchLimits
 from myna.engine.context import ContextId
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.errors import ContextBusy, PromptTooLong, RequestCancelled
+from myna.engine.interface import BatchLimits
 from myna.engine.request import Fill, Generate, Request, RequestId, Step
 from myna.engine.sampling import SamplingParams
 from tests.engine.driving import Said, ask, drain, greedy
@@ -22,10 +22,10 @@ torch.set_num_threads(1)
 VOCABULARY, CONTEXT, EOS = 16, 64, 0
 
 
-def engine(*, pages: int = 32, sequences: int = 4, step: int = 16, page: int = 4) -> Engine:
+def engine(*, pages: int = 32, sequences: int = 4, step: int = 16, page: int = 4, ahead: int = 0) -> Engine:
     limits = BatchLimits(sequences, step)
     config = EngineConfig(page_size=page, kv_tokens=pages * page, limits=limits, checks=True)
-    return Engine(HashModel(vocabulary=VOCABULARY, context_length=CONTEXT), words(VOCABULARY), config)
+    return Engine(HashModel(vocabulary=VOCABULARY, context_length=CONTEXT, ahead=ahead), words(VOCABULARY), config)
 
 
 def expected(prompt: list[int], tokens: int, capacity: int) -> list[int]:
@@ -120,10 +120,11 @@ class EngineMachine(RuleBasedStateMachine):
     """Requests of every kind come, go and are cancelled over a small pool; whoever isn't cancelled gets its tokens."""
 
     @initialize(
-        pages=st.integers(4, 24), sequences=st.integers(1, 5), step=st.integers(1, 24), page=st.sampled_from([1, 2, 4])
-    )
-    def start(self, pages: int, sequences: int, step: int, page: int) -> None:
-        self.engine = engine(pages=pages, sequences=sequences, step=step, page=page)
+        pages=st.integers(4, 24), sequences=st.integers(1, 5), step=st.integers(1, 24), page=st.sampled_from([1, 2, 4]),
+        ahead=st.integers(0, 1),
+    )  # fmt: skip
+    def start(self, pages: int, sequences: int, step: int, page: int, ahead: int) -> None:
+        self.engine = engine(pages=pages, sequences=sequences, step=step, page=page, ahead=ahead)
         self.said = Said()
         self.asked: dict[str, tuple[list[int], int, int]] = {}
         self.programs: dict[str, tuple[Step, ...]] = {}

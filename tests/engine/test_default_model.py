@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from myna.engine import loading
-from myna.engine.batch import BatchLimits
 from myna.engine.engine import Engine, EngineConfig
+from myna.engine.interface import BatchLimits
 from myna.engine.prompt import Call, Message, Placeholder, Text, render
 from myna.engine.request import Request, RequestId
 from myna.engine.tokens import PromptTokenizer

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from myna.engine.admission import admit
-from myna.engine.batch import BatchLimits
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.errors import (
     ContextBusy,
@@ -17,6 +16,7 @@ from myna.engine.errors import (
     RequestCancelled,
     StepFailed,
 )
+from myna.engine.interface import BatchLimits
 from myna.engine.model import Model
 from myna.engine.plan import StepPlan
 from myna.engine.request import Fill, Finished, FinishReason, Generate, Request, RequestId
@@ -302,6 +302,31 @@ def test_a_retained_prefix_outlives_pressure_and_yields_when_nothing_else_can() 
     assert machine.stats().pins == 0
 
 
+def test_of_retained_prefixes_the_one_whose_use_is_farthest_yields_first() -> None:
+    machine = engine(pages=24)
+    for name, seed, distance in (("soon", 20, 1.0), ("late", 21, 60.0), ("later", 22, 30.0)):
+        machine.retain(RequestId(name), tokens(24, seed), distance=distance)
+        drain(machine)
+    assert machine.stats().pins == 3
+    machine.submit(ask("large", tokens(60, 23), greedy(2)))
+    assert drain(machine).done == ["large"]
+    assert 0 < machine.stats().pins < 3
+    machine.submit(ask("hit", [*tokens(24, 20), 5], greedy(1)))
+    assert drain(machine).finished["hit", 0].usage.cached_tokens == 24
+
+
+def test_a_prefix_is_computed_when_nothing_else_waits_and_given_up_when_it_need_not_be_kept() -> None:
+    machine = engine(sequences=1)
+    machine.retain(RequestId("pin"), SHARED)
+    machine.submit(ask("first", PROMPTS[0], greedy(2)))
+    assert drain(machine).done == ["first", "pin"]
+    machine.retain(RequestId("other"), tokens(40, 9))
+    machine.unpin(RequestId("other"))
+    said = drain(machine)
+    assert isinstance(said.failed["other"], RequestCancelled)
+    assert machine.stats().pins == 1
+
+
 def test_nothing_is_shared_between_namespaces() -> None:
     machine = engine()
     for name in ("one", "two"):
@@ -316,6 +341,30 @@ def test_a_more_important_request_goes_first() -> None:
     assert drain(machine).done == ["high", "low"]
 
 
+def test_what_is_more_important_takes_a_running_ones_place_and_that_goes_on_afterwards() -> None:
+    machine = engine(sequences=1)
+    said = Said()
+    machine.submit(ask("low", PROMPTS[0], PLAIN))
+    for _ in range(4):
+        said.hear(machine.step())
+    machine.submit(ask("equal", PROMPTS[1], greedy(2)))
+    machine.submit(ask("high", PROMPTS[1], greedy(2), priority=1))
+    drain(machine, said)
+    assert said.done == ["high", "low", "equal"]
+    assert machine.stats().preemptions == 1
+    assert said.tokens["low", 0] == reference("llama")[0]
+
+
+def test_pages_are_taken_from_what_is_less_important() -> None:
+    machine = engine(pages=16)
+    said = Said()
+    machine.submit(ask("low", tokens(40, 7), greedy(8, ignore_eos=True)))
+    for _ in range(3):
+        said.hear(machine.step())
+    machine.submit(ask("high", tokens(50, 8), greedy(2, ignore_eos=True), priority=1))
+    assert drain(machine, said).done == ["high", "low"]
+
+
 class FailingModel(Model):
     """The real model, broken for the plans that hold a certain token."""
 
@@ -328,7 +377,7 @@ class FailingModel(Model):
 
 def test_a_failing_step_fails_its_requests_and_the_engine_goes_on() -> None:
     whole = model()
-    broken = FailingModel(whole._network, whole._attention, whole.spec)
+    broken = FailingModel(whole._network, whole.attention, whole.spec)
     machine = Engine(broken, words(VOCAB_SIZE), EngineConfig(page_size=4, kv_tokens=256, checks=True))
     said = Said()
     for name, last in (("raises", 13), ("no numbers", 14)):

@@ -44,7 +44,7 @@ def test_a_local_folder_is_loaded_in_the_dtype_asked(tmp_path: Path, tokenizer: 
 
 def test_the_automatic_dtype_is_one_that_the_machine_multiplies_in_hardware() -> None:
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    assert automatic_dtype() is (torch.bfloat16 if fast else torch.float32)
+    assert automatic_dtype(torch.device("cpu")) is (torch.bfloat16 if fast else torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,8 @@ def test_the_automatic_dtype_is_one_that_the_machine_multiplies_in_hardware() ->
         ("absent/folder/model.gguf", {}, "there is no such file"),
         ("./absent-folder", {}, "it can't be loaded"),
         ("./absent-folder", {"dtype": "int3"}, "unknown dtype 'int3'"),
-        ("./absent-folder", {"device": "abacus"}, "no attention implementation for device 'abacus'"),
+        ("./absent-folder", {"device": "abacus"}, "unknown device 'abacus'"),
+        ("./absent-folder", {"device": "meta"}, "no attention implementation for device 'meta'"),
     ],
 )
 @pytest.mark.usefixtures("no_network")
@@ -82,12 +83,15 @@ def test_two_processes_that_convert_at_once_leave_one_whole_folder(tmp_path: Pat
     assert (tmp_path / "final" / "model.safetensors").read_text() == "theirs"
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:
+    with pytest.raises(ModelRefused, match="'cuda' is asked for, and torch finds no CUDA device"):
+        load(device="cuda")
+
+
+def test_the_cache_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("MYNA_CACHE", raising=False)
     assert loading._default_cache() == tmp_path / "xdg" / "myna"
-    monkeypatch.setenv("MYNA_CACHE", str(tmp_path / "ours"))
-    assert loading._default_cache() == tmp_path / "ours"
 
 
 @pytest.mark.model

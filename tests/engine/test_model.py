@@ -114,7 +114,7 @@ def test_a_step_that_failed_half_way_leaves_no_stale_block_behind() -> None:
     running = Sequences.of(model)
     running.step([prompt(6, 1), prompt(9, 2)])
     running.step([[5], [6]])
-    attention: Any = model._attention
+    attention: Any = model.attention
     pools = attention._pools
     attention._pools = [pools[0]]  # the second layer fails
     with pytest.raises(IndexError):

@@ -63,10 +63,10 @@ def test_max_tokens_and_the_end_of_the_context_end_by_length_and_nothing_held_ba
 
 def test_before_min_tokens_no_stop_counts() -> None:
     output = make(SamplingParams(stop=("b",), min_tokens=3))
-    assert output.bans_stops
+    assert output.bans_stops()
     tokens = [*ids("b"), *ids("b"), *ids("a"), *ids("a"), *ids("b")]
     assert feed(output, tokens) == "bbaa"
-    assert not output.bans_stops
+    assert not output.bans_stops()
     assert output.drawn == 5
 
 

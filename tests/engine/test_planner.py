@@ -201,3 +201,23 @@ def test_a_page_copied_on_write_takes_the_old_ones_place_in_a_layout_that_is_kep
     before = list(context.tail)
     world.run([context], [1], planner)
     assert context.tail != before
+
+
+def test_a_plan_continues_the_one_before_only_where_each_sequence_takes_its_next_token_alone() -> None:
+    world = World()
+    contexts = [world.context(range(10)), world.context(range(20, 33))]
+    planner = Planner(world.tree)
+    world.run(contexts, [10, 13], planner)
+
+    def decode(some: Sequence[Context]) -> StepPlan:
+        for context in some:
+            context.fill([1])
+        return world.run(some, [1] * len(some), planner)
+
+    first, second, third = (decode(contexts) for _ in range(3))
+    assert first.continues is None, "prompts came before"
+    assert (second.continues, third.continues) == (first.number, second.number)
+    assert decode(contexts[:1]).continues is None, "somebody left"
+    assert decode(contexts[:1]).continues is not None
+    contexts[0].truncate(len(contexts[0].tokens) - 1)
+    assert decode(contexts[:1]).continues is None, "a token was taken back"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from myna.engine import frames
-from myna.engine.batch import BatchLimits
 from myna.engine.engine import Engine, EngineConfig
+from myna.engine.interface import BatchLimits
 from myna.engine.process import EngineServer, ServeConfig
 from myna.engine.tokens import PromptTokenizer
 from tests.engine.hash_model import HashModel

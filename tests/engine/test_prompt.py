@@ -91,6 +91,28 @@ def test_control_tokens_that_are_also_ordinary_entries_of_the_vocabulary_are_cut
     assert whole not in prompt.plain("a</s>b")
 
 
+def test_a_text_that_was_drawn_stands_as_the_tokens_that_were_drawn(byte_bpe: PromptTokenizer) -> None:
+    text = "the quick brown fox"
+    letters = tuple(t for letter in text for t in byte_bpe.plain(letter))
+    assert letters != byte_bpe.plain(text), "another way to spell it"
+    drawn, again = plain(Text("x: "), Text(text, letters), OUT), plain(Text("x: "), Text(text), OUT)
+    assert ids(render(drawn, byte_bpe)) == [*byte_bpe.plain("x: ", first=True), *letters]
+    assert ids(render(again, byte_bpe)) == [*byte_bpe.plain("x: ", first=True), *byte_bpe.plain(text)]
+
+
+@pytest.mark.parametrize("wrong", ["other", "control", "beyond", "beginning"])
+def test_tokens_that_are_not_exactly_the_text_or_hold_a_control_token_are_not_believed(
+    byte_bpe: PromptTokenizer, wrong: str
+) -> None:
+    text = "<|im_end|>" if wrong == "control" else "plain"
+    control = byte_bpe.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    letters = tuple(t for letter in text for t in byte_bpe.plain(letter))
+    given = {"other": byte_bpe.plain("other"), "control": (control,), "beyond": (10**9,), "beginning": letters}[wrong]
+    first = wrong == "beginning"
+    assert byte_bpe.drawn(text, given, first=first) == byte_bpe.plain(text, first=first)
+    assert control not in byte_bpe.drawn(text, given)
+
+
 def test_bos_stands_once_and_only_the_first_piece_gets_the_space_of_a_beginning() -> None:
     tokenizer = byte_fallback()
     prompt = PromptTokenizer(tokenizer)
@@ -179,6 +201,7 @@ def test_without_a_template_roles_become_lines() -> None:
 LOSING = "{% for m in messages %}{% if not loop.first %}{{ m.content }}{% endif %}{% endfor %}"
 REPEATING = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
 RAISING = "{{ raise_exception('no system role') }}"
+TOOLED = "{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
 BROKEN = "{{ messages[7].content }}"
 
 
@@ -201,7 +224,7 @@ BROKEN = "{{ messages[7].content }}"
             REPEATING,
             "repeats or reorders",
         ),
-        (Call(chat(("user", "a")).messages, ({"name": "<|im_end|>"},)), CHATML, "control token"),
+        (Call(chat(("user", "a")).messages, ({"name": "<|im_end|>"},)), TOOLED, "control token"),
         (Call(chat(("user", "a")).messages, (), {"tokenize": True}), CHATML, "can't be called"),
         (Call(chat(("user", "a")).messages, (), {"when": object()}), CHATML, "must be JSON"),
     ],
@@ -214,3 +237,57 @@ def test_what_cannot_be_rendered_is_refused_with_the_reason(call: Call, template
 def test_equal_tokenizers_have_equal_digests() -> None:
     digests = [PromptTokenizer(make()).digest for make in (byte_level, byte_fallback, byte_level)]
     assert digests[0] == digests[2] != digests[1]
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object"}},
+}
+CALLED = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": {"word": "fox"}}}
+
+
+def conversation() -> tuple[Message, ...]:
+    return (
+        Message("user", (Text("What is a fox?"),)),
+        Message("assistant", (), {"tool_calls": [CALLED]}),
+        Message("tool", (Text("An animal."),), {"tool_call_id": "c1", "name": "look_up"}),
+        Message("assistant", (OUT,)),
+    )
+
+
+def text_of(steps: tuple[Step, ...], tokenizer: PromptTokenizer) -> str:
+    return str(tokenizer.tokenizer.decode(ids(steps)))
+
+
+KNOWING = (
+    "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}({{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}call {{ c.function.name }} {{ c.function.arguments.word }}{% endfor %}"
+    "{{ m.tool_call_id }}){% endfor %}"
+)
+
+
+def test_tool_calls_and_their_results_reach_a_template_that_knows_tools() -> None:
+    tokenizer = PromptTokenizer(with_template(KNOWING))
+    told = text_of(render(Call(conversation(), (TOOL,)), tokenizer), tokenizer)
+    assert "[look_up]" in told
+    assert "(assistant: call look_up fox)" in told
+    assert "(tool: An animal.c1)" in told
+
+
+def test_a_template_without_a_place_for_tools_is_told_of_them_in_the_systems_message() -> None:
+    tokenizer = PromptTokenizer(with_template("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"))
+    told = text_of(render(Call(conversation(), (TOOL,)), tokenizer), tokenizer)
+    assert told.startswith("<system>You can call")
+    assert '"look_up"' in told.partition("<user>")[0]
+    assert '<tool_call>{"name": "look_up", "arguments": {"word": "fox"}}</tool_call>' in told
+    own = Message("system", (Text("Be kind."),))
+    both = text_of(render(Call((own, *conversation()), (TOOL,)), tokenizer), tokenizer)
+    assert both.startswith("<system>Be kind.\n\nYou can call")
+
+
+def test_a_tool_call_can_not_smuggle_in_a_control_token() -> None:
+    tokenizer = PromptTokenizer(with_template(KNOWING, eos_token="<|im_end|>"))
+    call = {"function": {"name": "look_up", "arguments": {"word": "<|im_end|>"}}}
+    turns = (Message("assistant", (), {"tool_calls": [call]}), *conversation()[-1:])
+    with pytest.raises(InvalidPrompt, match="control token"):
+        render(Call(turns, (TOOL,)), tokenizer)

@@ -112,8 +112,8 @@ def test_partial_results_are_merged_where_they_belong_and_direct_units_need_none
             written |= dict(zip(slots, pairs, strict=True))
     merged = {
         slot: pair
-        for pair in range(len(plan.positions) * tiling.kv_heads)
-        for slot in range(work.merge_begin[pair], work.merge_begin[pair + 1])
+        for index, pair in enumerate(work.merged.tolist())
+        for slot in range(work.merge_begin[index], work.merge_begin[index + 1])
     }
     assert merged == written
     assert sorted({*direct, *written.values()}) == list(range(len(plan.positions) * tiling.kv_heads))

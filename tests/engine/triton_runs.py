@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from myna.engine.attention import LayerShape, TorchAttention
+from myna.engine.attention import LayerShape, Scoring, TorchAttention
 from tests.kernels.kernel_runs import DEVICE
 from tests.kernels.paged_trees import Node, Request, make_plan
 
@@ -39,8 +39,8 @@ def difference_from_torch(page_size: int, steps: int) -> float:
             sinks = torch.randn(4, generator=generator) if layer.sinks else None
             one, other = (
                 each.attend(
-                    index, query.to(device), key.to(device), value.to(device), scaling=layer.scaling,
-                    window=layer.window, softcap=layer.softcap, sinks=None if sinks is None else sinks.to(device),
+                    index, query.to(device), key.to(device), value.to(device),
+                    Scoring(layer.scaling, layer.window, layer.softcap, None if sinks is None else sinks.to(device)),
                 )
                 for each, device in zip(steps_of, (DEVICE, torch.device("cpu")), strict=True)
             )  # fmt: skip

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -84,65 +80,13 @@ def error_of(run: Run) -> float:
     return float((output.double() - truth).norm() / truth.norm())
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What a kernel compiled for sm_90 holds."""
+def parts_of(run: Run) -> int:
+    """The most partial results that one head of a row is merged from."""
+    from dataclasses import replace
 
-    stack_bytes: int
-    shared_bytes: int
-    wgmma: int
-    tensor_loads: int
-    async_copies: int
-
-
-def compile_for_hopper(
-    dtype: torch.dtype, head_dim: int, group: int, page_size: int, *, window: bool, softcap: bool, sinks: bool
-) -> Compiled:
-    """Compile the attention kernel in its chosen shape. Needs no GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from myna.kernels.tree_attention import tree_attention_kernel
     from myna.kernels.tree_launch import choose_shape
 
-    shape = choose_shape(8, group, head_dim, page_size, dtype)
-    kind = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
-    constants = {
-        "G": group, "D": head_dim, "BLOCK_D": shape.block_d, "PAGE": page_size, "KEYS": shape.keys,
-        "SMALL_ROWS": shape.small_rows, "LARGE_ROWS": shape.large_rows, "STAGES": shape.stages, "TMA": shape.tma,
-        "WINDOW": window, "SOFTCAP": softcap, "SINKS": sinks, "UPCAST": False, "PDL": shape.pdl,
-    }  # fmt: skip
-    source = f"tensordesc<{kind}[{shape.keys}, {shape.block_d}]>" if shape.tma else f"*{kind}"
-    types = dict.fromkeys(("query_ptr", "output_ptr", "sinks_ptr"), f"*{kind}")
-    types |= {"keys_src": source, "values_src": source, "scale": "fp32", "cap": "fp32"}
-    types |= dict.fromkeys(("partial_ptr", "log_sum_ptr"), "*fp32") | dict.fromkeys(constants, "constexpr")
-    names = tree_attention_kernel.arg_names
-    signature = {name: types.get(name, "*i32" if name.endswith("_ptr") else "i32") for name in names}
-    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name.startswith("stride")]
-    kernel = triton.compile(
-        ASTSource(tree_attention_kernel, signature, constants, {(i,): [["tt.divisibility", 16]] for i in aligned}),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": shape.warps},
-    )
-    ptx = kernel.asm["ptx"]
-    return Compiled(
-        stack_bytes=_stack(kernel.asm["cubin"], Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"),
-        shared_bytes=kernel.metadata.shared,
-        wgmma=ptx.count("wgmma.mma_async"),
-        tensor_loads=ptx.count("cp.async.bulk.tensor"),
-        async_copies=ptx.count("cp.async.cg"),
-    )
-
-
-def _stack(cubin: bytes, cuobjdump: Path) -> int:
-    """Bytes of local memory of a thread: spilled registers."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        listing = subprocess.run(
-            [cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    found = re.search(r"STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", listing)
-    assert found, listing
-    return int(found[1]) + int(found[2])
+    shape = choose_shape(run.kv_heads, run.group, run.head_dim, run.page_size, run.dtype)
+    shape = replace(shape, **(run.tiles or {}))
+    plan, _ = make_plan(run.nodes, run.requests, run.page_size, np.random.default_rng())
+    return int(np.diff(make_work(plan, Tiling.of(shape, run.slots), run.window).merge_begin).max())

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from tests.kernels.fused_runs import norm_error, rotary_error, swiglu_error
+from tests.kernels.compiling import Compiled, compile_few_rows, compile_fused
+from tests.kernels.fused_runs import (
+    few_rows_error,
+    gated_error,
+    largest_is_right,
+    norm_error,
+    norm_of_parts_error,
+    normed_heads_error,
+    rotary_error,
+    swiglu_error,
+)
 from tests.kernels.kernel_runs import process
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
@@ -40,3 +51,60 @@ def test_keys_are_turned_and_stored_and_queries_turned_in_place(
 @pytest.mark.parametrize("size", [16, 1300])
 def test_swiglu_is_right(run: Callable[..., float], dtype: torch.dtype, size: int) -> None:
     assert run(swiglu_error, dtype, size) < TOLERANCE[dtype]
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Compiles for sm_90, in a process that doesn't interpret."""
+    cache = str(tmp_path_factory.mktemp("triton"))
+    with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache, TRITON_DEFAULT_FP_FUSION="1") as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+def test_compiled_for_hopper_no_fused_kernel_spills(hopper: Callable[..., dict[str, Compiled]]) -> None:
+    kernels = hopper(compile_fused, torch.bfloat16)
+    assert {name: kernel.stack_bytes for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
+    assert len(kernels) == 4
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_compiled_for_hopper_products_of_few_rows_use_wgmma_copy_asynchronously_and_do_not_spill(
+    hopper: Callable[..., list[Compiled]], rows: int
+) -> None:
+    kernels = hopper(compile_few_rows, rows)
+    assert [kernel.stack_bytes for kernel in kernels] == [0, 0, 0]
+    assert all(kernel.async_copies >= 8 for kernel in kernels), "weights must stream while tensor cores work"
+    assert all(kernel.wgmma > 0 for kernel in kernels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_heads_are_normed_before_they_are_turned(run: Callable[..., float], dtype: torch.dtype) -> None:
+    assert run(normed_heads_error, dtype) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_parts_of_a_product_are_summed_by_the_norm(run: Callable[..., float], dtype: torch.dtype) -> None:
+    assert run(norm_of_parts_error, dtype) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("rows", [1, 19, 64])
+@pytest.mark.parametrize(("bias", "summed"), [(False, True), (True, False), (False, False)])
+def test_products_of_few_rows_are_right(
+    run: Callable[..., float], dtype: torch.dtype, rows: int, bias: bool, summed: bool
+) -> None:
+    assert run(few_rows_error, dtype, rows, bias, summed) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("rows", [1, 33])
+def test_gated_products_of_few_rows_are_right(run: Callable[..., float], dtype: torch.dtype, rows: int) -> None:
+    assert run(gated_error, dtype, rows) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(3, 100), (5, 9001)])
+def test_the_largest_logit_is_the_first_of_equals(
+    run: Callable[..., bool], dtype: torch.dtype, rows: int, columns: int
+) -> None:
+    assert run(largest_is_right, dtype, rows, columns)

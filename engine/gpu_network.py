@@ -1,0 +1,183 @@
+"""A decoder of the common pre-norm shape on a GPU: merged weights, fused kernels, nine launches a layer when it decodes.
+
+`fuse.py` says which structures are meant. Weights are merged in place: the original modules keep views of them, so that
+nothing is held twice and the original still runs. Few rows go through kernels that stream the weights, many through cuBLAS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from myna.engine.attention import LayerShape, Scoring
+from myna.engine.fuse import activation_name, is_known
+from myna.engine.triton_attention import Rotary, TritonStep
+from myna.kernels.few_rows import few_rows, few_rows_gated, takes
+from myna.kernels.fused import HeadNorms, rms_norm, swiglu
+
+_MLP_ROWS = 1024
+"""About how many rows of a prompt go through an MLP together: more make its intermediate result larger than the L2."""
+_TILE_ROWS = 256
+
+
+class FusedGpuNetwork:
+    """A decoder as a `gpu_model.GpuNetwork`, over the network's own weights."""
+
+    def __init__(self, network: Any, layers: Sequence[LayerShape]) -> None:
+        base = network.base_model
+        self._embedding: Tensor = base.embed_tokens.weight
+        self._rotary = _rotary(base.rotary_emb, network.config.max_position_embeddings, self._embedding)
+        self._layers = [
+            _Layer(layer, shape, i) for i, (layer, shape) in enumerate(zip(base.layers, layers, strict=True))
+        ]
+        self._norm = _Norm(base.norm)
+        self._head = _Linear([network.lm_head])
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, logit_rows: Tensor, step: TritonStep) -> Tensor:
+        """`token_ids` int64 [T], `positions`, `logit_rows` int32 [T], [R]. Returns logits [R, vocabulary]."""
+        hidden = functional.embedding(token_ids, self._embedding)
+        change: Tensor | None = None
+        for layer in self._layers:
+            change = layer(hidden, change, positions, self._rotary, step)
+        return self._head(self._norm(change, hidden, rows=logit_rows))
+
+
+class _Layer:
+    """One decoder layer. `hidden` [T, H] is the sum of residuals, changed in place; `change`, if any, is still to be added."""
+
+    def __init__(self, layer: Any, shape: LayerShape, index: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._index = index
+        self._shape = shape
+        self._scoring = Scoring(shape.scaling, shape.window, shape.softcap)
+        self._heads = attention.q_proj.out_features // shape.head_dim
+        self._norm = _Norm(layer.input_layernorm)
+        self._qkv = _Linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._norms = _head_norms(attention)
+        self._output = _Linear([attention.o_proj])
+        self._mlp_norm = _Norm(layer.post_attention_layernorm)
+        self._gate_up = _Linear([mlp.gate_proj, mlp.up_proj])
+        self._down = _Linear([mlp.down_proj])
+
+    def __call__(
+        self, hidden: Tensor, change: Tensor | None, positions: Tensor, rotary: Rotary, step: TritonStep
+    ) -> Tensor | None:
+        attended = self._attend(self._qkv(self._norm(change, hidden)), positions, rotary, step)
+        rows = self._mlp_norm(self._output.add_to(hidden, attended), hidden)
+        blocks = round(len(rows) / _MLP_ROWS)
+        if blocks <= 1:
+            return self._down.add_to(hidden, self._gate_up.gated(rows))
+        size = -(-len(rows) // blocks // _TILE_ROWS) * _TILE_ROWS
+        for block, target in zip(torch.split(rows, size), torch.split(hidden, size), strict=True):
+            self._down.add_now(target, self._gate_up.gated(block))
+        return None
+
+    def _attend(self, qkv: Tensor, positions: Tensor, rotary: Rotary, step: TritonStep) -> Tensor:
+        shape = self._shape
+        heads = qkv.view(len(qkv), -1, shape.head_dim)
+        query, key, value = torch.split(heads, [self._heads, shape.kv_heads, shape.kv_heads], dim=1)
+        attended = step.turn_and_attend(
+            self._index, query, key, value, positions, rotary, self._norms, self._scoring
+        )  # fmt: skip
+        return attended.view(len(qkv), -1)
+
+
+class _Norm:
+    """An RMS norm."""
+
+    def __init__(self, module: Any) -> None:
+        self._weight: Tensor = module.weight
+        self._eps = _epsilon(module)
+        self._one_plus = _adds_one(module)
+
+    def __call__(self, change: Tensor | None, hidden: Tensor, *, rows: Tensor | None = None) -> Tensor:
+        """`hidden` normed, `change` added to it before, in place unless only some `rows` are wanted."""
+        if change is None:
+            return rms_norm(hidden, self._weight, self._eps, one_plus=self._one_plus, rows=rows)
+        return rms_norm(change, self._weight, self._eps, hidden, one_plus=self._one_plus, rows=rows)
+
+
+class _Linear:
+    """Linear modules side by side, as one over merged weights."""
+
+    def __init__(self, modules: Sequence[nn.Linear]) -> None:
+        self._weight = _merge(modules, "weight")
+        biased = any(module.bias is not None for module in modules)
+        self._bias = _merge(modules, "bias") if biased else None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if takes(len(rows), self._weight):
+            return few_rows(rows, self._weight, self._bias)
+        return functional.linear(rows, self._weight, self._bias)
+
+    def add_to(self, hidden: Tensor, rows: Tensor) -> Tensor | None:
+        """Add the product to `hidden` [T, N], or return it, or parts [S, T, N] of it, for `rms_norm` to add."""
+        if takes(len(rows), self._weight):
+            return few_rows(rows, self._weight, self._bias, summed=False)
+        self.add_now(hidden, rows)
+        return None
+
+    def add_now(self, hidden: Tensor, rows: Tensor) -> None:
+        """Add the product to `hidden` [T, N]."""
+        hidden.addmm_(rows, self._weight.t())
+        if self._bias is not None:
+            hidden += self._bias
+
+    def gated(self, rows: Tensor) -> Tensor:
+        """silu(gate) * up, for gate and up merged."""
+        if self._bias is None and takes(len(rows), self._weight, gated=True):
+            return few_rows_gated(rows, self._weight)
+        return swiglu(functional.linear(rows, self._weight, self._bias))
+
+
+@torch.inference_mode()
+def fuse_for_gpu(network: Any, layers: Sequence[LayerShape]) -> FusedGpuNetwork | None:
+    """The fused form of a network, or None where its structure isn't known."""
+    if not is_known(network, layers):
+        return None
+    base = network.base_model
+    if any(activation_name(layer.mlp.act_fn) != "silu" for layer in base.layers):
+        return None
+    if any(layer.self_attn.q_proj.bias is None and layer.self_attn.k_proj.bias is not None for layer in base.layers):
+        return None
+    return FusedGpuNetwork(network, layers)
+
+
+def _merge(modules: Sequence[Any], name: str) -> Tensor:
+    """A parameter of several modules as one tensor, of which the modules keep views."""
+    parts: list[Tensor | None] = [getattr(module, name) for module in modules]
+    if len(parts) == 1 and parts[0] is not None:
+        return parts[0].data
+    assert all(part is not None for part in parts), "some of the modules have a bias, some haven't"
+    merged = torch.cat([part.data for part in parts if part is not None])
+    sizes = [len(part) for part in parts if part is not None]
+    for module, view in zip(modules, torch.split(merged, sizes), strict=True):
+        getattr(module, name).data = view
+    return merged
+
+
+def _epsilon(module: Any) -> float:
+    return float(getattr(module, "variance_epsilon", getattr(module, "eps", 0.0)))
+
+
+def _adds_one(module: Any) -> bool:
+    """Whether a norm multiplies by 1 + weight: a row of ones shows it."""
+    ones = torch.ones(1, len(module.weight), dtype=module.weight.dtype, device=module.weight.device)
+    return bool((module(ones)[0].float() - module.weight.float()).mean().round() == 1)
+
+
+def _head_norms(attention: Any) -> HeadNorms | None:
+    if getattr(attention, "q_norm", None) is None:
+        return None
+    return HeadNorms(attention.q_norm.weight.data, attention.k_norm.weight.data, _epsilon(attention.q_norm))
+
+
+def _rotary(module: Any, context: int, like: Tensor) -> Rotary:
+    """The module's cosines and sines of all positions, as it computes them itself."""
+    positions = torch.arange(context, device=like.device)
+    cos, sin = module(like[:1], positions[None])
+    return Rotary(cos[0].contiguous(), sin[0].contiguous())
