@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 from msgspec import Struct, structs
@@ -54,6 +55,13 @@ class Member(Struct, frozen=True):
     connections: int | None = None
 
 
+class _Issued(Struct, frozen=True):
+    """The claims of an account that were signed last: their second, and a digest of the rest."""
+
+    at: int
+    content: str
+
+
 class _Book(Struct):
     """The file: keys of operator and accounts, and all tenants."""
 
@@ -66,6 +74,8 @@ class _Book(Struct):
     """Accounts of tenants that are no more, by public key; the name is kept for people."""
     roles_since: int = 0
     """The second before which users of Myna's own processes are void."""
+    issued: dict[str, _Issued] = {}
+    """By public key of the account."""
 
 
 class Authority:
@@ -225,21 +235,23 @@ class Authority:
 
     def account_claims(self) -> dict[str, str]:
         """Signed claims of all other accounts by public key, as the folder has them now; those of removed tenants last."""
-        self._reload()
-        now, operator = self._now(), Key.of(self._book.operator)
-        void = {accounts.EVERYBODY: self._book.roles_since} if self._book.roles_since else None
-        claims = [accounts.streams(self.streams_account, now, void)]
-        claims += [self._tenant_claims(name, now) for name in self.tenants]
-        claims += [accounts.removed(public, name, now) for public, name in self._book.removed.items()]
-        return {body["sub"]: keys.sign(body, operator) for body in claims}
+        with self._changing():
+            now = self._now()
+            void = {accounts.EVERYBODY: self._book.roles_since} if self._book.roles_since else None
+            claims = [accounts.streams(self.streams_account, now, void)]
+            claims += [self._tenant_claims(name, now) for name in self.tenants]
+            claims += [accounts.removed(public, name, now) for public, name in self._book.removed.items()]
+            return {body["sub"]: self._sign(body) for body in claims}
 
     def tenant_claims(self, name: Tenant) -> str:
         """Signed claims of a tenant's account. Raises `TenancyError`."""
-        return keys.sign(self._tenant_claims(name, self._now()), Key.of(self._book.operator))
+        with self._changing():
+            return self._sign(self._tenant_claims(name, self._now()))
 
     def removed_claims(self, public: str) -> str:
         """Signed claims of a removed tenant's account, which let nobody in."""
-        return keys.sign(accounts.removed(public, self._book.removed[public], self._now()), Key.of(self._book.operator))
+        with self._changing():
+            return self._sign(accounts.removed(public, self._book.removed[public], self._now()))
 
     def policies(self) -> list[TenantPolicy]:
         """What schedulers are told of all tenants, and of those that are no more, as the folder has them now."""
@@ -257,7 +269,16 @@ class Authority:
     def _now(self) -> int:
         return int(self._clock())
 
-    def _tenant_claims(self, name: Tenant, now: int) -> dict[str, object]:
+    def _sign(self, claims: dict[str, Any]) -> str:
+        """An account's claims, signed. Servers tell newer from older by the second of issue: each change gets one of its own."""
+        content = hashlib.sha256(msgspec.json.encode({**claims, "iat": 0}, order="sorted")).hexdigest()
+        last = self._book.issued.get(claims["sub"])
+        if last is None or last.content != content:
+            at = claims["iat"] if last is None else max(claims["iat"], last.at + 1)
+            last = self._book.issued[claims["sub"]] = _Issued(at, content)
+        return keys.sign({**claims, "iat": last.at}, Key.of(self._book.operator))
+
+    def _tenant_claims(self, name: Tenant, now: int) -> dict[str, Any]:
         member = self.tenant(name)
         return accounts.tenant(
             name,

@@ -195,5 +195,5 @@ class Soak:
 def assert_lively(soak: Soak, what: Sequence[str] = ("cancelled", "forked", "asked again")) -> None:
     """A soak in which nothing happened proves nothing."""
     stats = soak.engine.stats()
-    assert all(soak.counts.get(each, 0) > 5 for each in what), soak.counts
+    assert all(soak.counts.get(each, 0) > 0 for each in what), soak.counts
     assert min(stats.preemptions, stats.hit_tokens, stats.evicted_tokens) > 0, stats

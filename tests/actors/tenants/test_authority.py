@@ -153,6 +153,20 @@ def test_a_policy_is_kept_and_told(authority: Authority) -> None:
     assert authority.policies() == [policy]
 
 
+def test_claims_changed_within_a_second_are_newer_than_those_before_and_unchanged_ones_are_the_same(
+    authority: Authority,
+) -> None:
+    authority.create(ALICE)
+    first = authority.tenant_claims(ALICE)
+    assert authority.tenant_claims(ALICE) == first == authority.account_claims()[authority.tenant(ALICE).public]
+    authority.rotate(ALICE)
+    second = authority.tenant_claims(ALICE)
+    assert keys.read(second)["iat"] == keys.read(first)["iat"] + 1, "servers compare seconds of issue"
+    public = authority.tenant(ALICE).public
+    authority.remove(ALICE)
+    assert keys.read(authority.removed_claims(public))["iat"] > keys.read(second)["iat"]
+
+
 # --- credentials ------------------------------------------------------------------------------------------------------
 
 
