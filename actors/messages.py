@@ -468,7 +468,7 @@ class Source(Frozen, frozen=True, tag="source"):
 
 
 class Run(Frozen, frozen=True, tag="run"):
-    """Run this call. All its inputs have values; the worker reads them itself. With a `source` it computes nothing, but copies."""
+    """Run this call. Its inputs have values; the worker reads them itself. With a `source` it computes nothing, but copies."""
 
     tenant: Id
     session: Id
@@ -695,7 +695,7 @@ class Explanation(Frozen, frozen=True, tag="explanation"):
 
 
 class GraphRequest(Frozen, frozen=True, tag="graph?"):
-    """Asks the leading scheduler for the graph of a session as it stands. `tenant` is for the operator: a tenant asks for its own."""
+    """Asks the leading scheduler for the graph of a session as it is. `tenant` is for the operator: a tenant asks for its own."""
 
     session: Id
     tenant: Id | None = None

@@ -55,7 +55,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 
 class TextSegment(msgspec.Struct, frozen=True, omit_defaults=True, tag="text"):
-    """A constant of the prompt or a variable's value. `token_ids`: what a model with this engine's tokenizer drew as this text."""
+    """A constant or a variable's value. `token_ids`: what a model with this engine's tokenizer drew as this text."""
 
     text: str
     token_ids: tuple[int, ...] = ()

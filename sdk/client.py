@@ -135,7 +135,15 @@ class Client:
     ) -> Session:
         """A new session, to be opened with `async with`; see `Session`."""
         return Session(
-            self._use, name, lazy=lazy, ttl=ttl, priority=priority, objective=objective, memoise=memoise, cache=cache, keep=keep
+            self._use,
+            name,
+            lazy=lazy,
+            ttl=ttl,
+            priority=priority,
+            objective=objective,
+            memoise=memoise,
+            cache=cache,
+            keep=keep,
         )
 
     def attach(self, session_id: str) -> Session:
@@ -273,7 +281,15 @@ def session(
 ) -> Session:
     """A new session on the current connection, or on the default one: `async with myna.session() as s`. See `Session`."""
     return Session(
-        _SOURCE, name, lazy=lazy, ttl=ttl, priority=priority, objective=objective, memoise=memoise, cache=cache, keep=keep
+        _SOURCE,
+        name,
+        lazy=lazy,
+        ttl=ttl,
+        priority=priority,
+        objective=objective,
+        memoise=memoise,
+        cache=cache,
+        keep=keep,
     )
 
 

@@ -165,9 +165,7 @@ class EngineBackend(Backend):
             job = Job((hold.tenant, SessionId(""), CallId(hold.call.id), 0), hold.call, hold.inputs)
             call = _call_frame(hold.call, job, self._hello.tokenizer_digest)
             frame = frames.encode(
-                frames.Retain(
-                    _kept(hold.id), call, namespace=hold.cache or hold.tenant, distance=hold.distance
-                )
+                frames.Retain(_kept(hold.id), call, namespace=hold.cache or hold.tenant, distance=hold.distance)
             )
         except (Unsupported, frames.FrameError) as error:
             log.debug("a prompt can't be kept", call=hold.call.id, reason=str(error))

@@ -8,7 +8,7 @@ Laws:
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from msgspec import structs
 
@@ -42,6 +42,9 @@ MOST_OVERTAKEN = 20
 """Attempts of one call that may be overtaken by another without costing a try; each time the other has got further."""
 UNSERVED = 60.0
 """Seconds that a ready call waits for a worker that serves it to appear at all."""
+
+_STARTED: Final = EventKind.STARTED
+_FINISHED: Final = EventKind.FINISHED
 
 
 class Attempts:
@@ -94,7 +97,7 @@ class Attempts:
         worker = self._fleet.workers.get(WorkerId(event.worker))
         if worker is not None:
             worker.last_heard = now
-        if event.kind is EventKind.STARTED or event.kind is EventKind.FINISHED:
+        if event.kind is _FINISHED or event.kind is _STARTED:
             return  # the values' stream says when a call has ended
         key: HeldKey = (Tenant(event.tenant), SessionId(event.session), CallId(event.call))
         match event.kind:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from myna.actors.messages import (
     Cancellation,
@@ -21,47 +21,41 @@ from myna.actors.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SayHello:
+class SayHello(Struct, frozen=True):
     """Tell all workers who leads; they answer with announcements."""
 
     hello: Hello
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatch:
+class Dispatch(Struct, frozen=True):
     """Give a call to a worker."""
 
     worker: WorkerId
     run: Run
 
 
-@dataclass(frozen=True, slots=True)
-class Halt:
+class Halt(Struct, frozen=True):
     """Tell a worker to stop an attempt."""
 
     worker: WorkerId
     stop: Stop
 
 
-@dataclass(frozen=True, slots=True)
-class Keep:
+class Keep(Struct, frozen=True):
     """Tell a worker to keep a prefix."""
 
     worker: WorkerId
     retain: Retain
 
 
-@dataclass(frozen=True, slots=True)
-class LetGo:
+class LetGo(Struct, frozen=True):
     """Tell a worker that it need not keep some prefixes any longer."""
 
     worker: WorkerId
     release: Release
 
 
-@dataclass(frozen=True, slots=True)
-class EndVariable:
+class EndVariable(Struct, frozen=True):
     """Publish that a variable will have no value. The stream decides whether a value came first."""
 
     tenant: Tenant
@@ -70,8 +64,7 @@ class EndVariable:
     outcome: Failure | Cancellation
 
 
-@dataclass(frozen=True, slots=True)
-class AppendClose:
+class AppendClose(Struct, frozen=True):
     """Write a session's end into its log, on behalf of a client that is gone."""
 
     tenant: Tenant
@@ -79,8 +72,7 @@ class AppendClose:
     close: Close
 
 
-@dataclass(frozen=True, slots=True)
-class PurgeSession:
+class PurgeSession(Struct, frozen=True):
     """Delete all that a session has stored: values and chunks first, the log last; what it used is recorded before."""
 
     tenant: Tenant
@@ -88,16 +80,14 @@ class PurgeSession:
     used: tuple[SessionUsage, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Inquire:
+class Inquire(Struct, frozen=True):
     """Find out whether the log, which may be late, has yet to tell of a session; `Unlogged` if it has not."""
 
     tenant: Tenant
     session: SessionId
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAt:
+class WakeAt(Struct, frozen=True):
     """Send a `Wake` at `at`, by the core's clock."""
 
     at: float

@@ -82,7 +82,8 @@ class SchedulerCore:
                 self._lead(event)
             case _:
                 assert_never(event)
-        self._dispatcher.advise(event.now)
+        if state.planner.has_orders:
+            self._dispatcher.advise(event.now)
         out, state.out = state.out, []
         return out if state.lease is not None else []
 

@@ -11,7 +11,7 @@ from typing import assert_never
 from myna.actors.messages import Release, Retain, Run, SessionId, Tenant
 from myna.actors.scheduler.commands import Dispatch, EndVariable, Keep, LetGo, WakeAt
 from myna.actors.scheduler.fleet import HeldKey, Worker
-from myna.actors.scheduler.graph import CallNode, CallState, Effects
+from myna.actors.scheduler.graph import READY, RUNNING, CallNode, Effects
 from myna.actors.scheduler.policies.placement import Place
 from myna.actors.scheduler.policies.retention import Waiver, Wish
 from myna.actors.scheduler.state import Session, State
@@ -48,17 +48,17 @@ class Dispatcher:
         if effects.doomed:
             self._state.out += [EndVariable(*session.key, variable, outcome) for variable, outcome in effects.doomed]
         for call in effects.ready:
-            if call.state is CallState.READY:  # and has not been ended, or withdrawn, by the same change
+            if call.state is READY:  # and has not been ended, or withdrawn, by the same change
                 self._enqueue(call, now)
         for call in freed:
-            if call.state is CallState.READY:
+            if call.state is READY:
                 self._enqueue(call, call.since)
         if effects.ready or effects.ended or effects.halted or effects.withdrawn or freed:
             self.dispatch(now)
 
     def again(self, call: CallNode, now: float) -> None:
         """A call that ran is ready once more."""
-        call.state = CallState.READY
+        call.state = READY
         self._enqueue(call, now)
         self.dispatch(now)
 
@@ -88,14 +88,15 @@ class Dispatcher:
         assert call.session is not None
         assert state.lease is not None
         attempt = state.next_attempt()
+        tenant, session = call.session.tenant, call.session.id
         run = Run(
-            tenant=call.session.tenant,
-            session=call.session.id,
+            tenant=tenant,
+            session=session,
             call=call.spec,
             attempt=attempt,
             lease=state.lease,
             resume=call.seen,
-            cache=self._cache(call.session.tenant, call.session.id),
+            cache=self._cache(tenant, session),
             source=place.source,
         )
         self.occupy(call, place.worker, attempt, now, place)
@@ -110,14 +111,14 @@ class Dispatcher:
         assert call.session is not None
         key = (call.session.tenant, call.session.id)
         self._state.planner.started(call, worker, (*key, call.id), attempt, place, now)
-        call.state, call.worker, call.attempt, call.since, call.seen = CallState.RUNNING, worker.id, attempt, now, True
+        call.state, call.worker, call.attempt, call.since, call.seen = RUNNING, worker.id, attempt, now, True
         self._state.sessions[key].running += 1
 
     def release(self, session: Session, call: CallNode, *, halt: bool) -> None:
         """A running call runs no more on its worker, which is told to stop with `halt`."""
         if call.worker is None:
             return
-        key: HeldKey = self._state.call_key(session, call)
+        key: HeldKey = (*session.key, call.id)
         worker = self._state.fleet.workers.get(call.worker)
         self._state.planner.stopped(key)
         if worker is not None:

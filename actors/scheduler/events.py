@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from myna.actors.messages import (
     Announce,
@@ -20,8 +20,7 @@ from myna.actors.messages import (
 from myna.actors.outcomes import OutcomeStatus
 
 
-@dataclass(frozen=True, slots=True)
-class Led:
+class Led(Struct, frozen=True):
     """This scheduler holds the lease of revision `lease`, and has read the streams to their ends."""
 
     scheduler: str
@@ -29,8 +28,7 @@ class Led:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Logged:
+class Logged(Struct, frozen=True):
     """An entry of a session's log."""
 
     tenant: Tenant
@@ -41,8 +39,7 @@ class Logged:
     """Bytes that it takes in the stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Garbled:
+class Garbled(Struct, frozen=True):
     """An entry of a session's log that can't be understood."""
 
     tenant: Tenant
@@ -50,8 +47,7 @@ class Garbled:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Unlogged:
+class Unlogged(Struct, frozen=True):
     """All that the log holds of this session, if anything, has been handled."""
 
     tenant: Tenant
@@ -59,8 +55,7 @@ class Unlogged:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The values' stream holds an outcome of a variable. `failure` is the whole of it where the status is failure. Of a value,
     headers tell the usage, the characters of its text, and a digest of the text."""
 
@@ -77,16 +72,14 @@ class Ended:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySet:
+class PolicySet(Struct, frozen=True):
     """The operator has said what a tenant may have."""
 
     policy: TenantPolicy
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(Struct, frozen=True):
     """There is a record of what so many calls of a session that is no more have used."""
 
     tenant: Tenant
@@ -95,16 +88,14 @@ class Recorded:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(Struct, frozen=True):
     """A worker spoke."""
 
     message: Announce | Beat | Event | Leave
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Touched:
+class Touched(Struct, frozen=True):
     """A client still holds its session."""
 
     tenant: Tenant
@@ -112,16 +103,14 @@ class Touched:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """Time passed. `healthy`: the bus is there; while it is not, silence proves nothing about workers."""
 
     now: float
     healthy: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(Struct, frozen=True):
     """The time that a `WakeAt` named has come."""
 
     now: float

@@ -78,16 +78,13 @@ class Worker:
     """Calls held or KV tokens, whichever is more, as a share of its capacity."""
     has_room: bool = True
     """Whether its capacity allows another call."""
+    takes: bool = False
+    """Whether it takes another call whose context it has, though its memory is kept for others."""
 
     @property
     def free(self) -> bool:
         """Whether it takes another call now."""
         return self.has_room and not self.asleep
-
-    @property
-    def takes(self) -> bool:
-        """Whether it takes another call whose context it has, though its memory is kept for others."""
-        return len(self.held) - len(self.guests) < self.offer.capacity and not self.offer.draining
 
     def weigh(self) -> None:
         """What it holds, or its offer, has changed."""
@@ -99,11 +96,15 @@ class Worker:
             if tokens > load * memory:
                 load = tokens / memory if held else min(tokens / memory, NEARLY_FULL)
         self.load = load
-        self.has_room = held < offer.capacity and load < 1.0 and not offer.draining
+        self.takes = held < offer.capacity and not offer.draining
+        self.has_room = self.takes and load < 1.0
 
 
 NEARLY_FULL = 0.99
 """The most load of a worker that runs nothing: room kept for calls to come never shuts it."""
+
+SMALL = 64
+"""Entries of a heap, stale ones with them, that are not looked through for those that count."""
 
 
 class Role(IntEnum):
@@ -114,6 +115,11 @@ class Role(IntEnum):
     OPEN = 2
 
 
+_ANY_ROLE = Role.ANY
+_Entry = tuple[float, int, WorkerId]
+"""A worker's load, the stamp that it bore then, and its id."""
+
+
 class Fleet:
     """All workers, by what they serve."""
 
@@ -122,8 +128,10 @@ class Fleet:
         self.demanded = Demanded()
         self._pressure = 0.0
         self.workers: dict[WorkerId, Worker] = {}
+        self.takers = 0
+        """Workers that take another call at all: while there are none, no place need be looked for."""
         self.now = 0.0
-        self._heaps: list[dict[_Slot, list[tuple[float, int, WorkerId]]]] = [{} for _ in Role]
+        self._heaps: list[dict[_Slot, list[_Entry]]] = [{} for _ in Role]
         self._serving: dict[_Slot, int] = {}
         self._stamp = 0
         self._homes: dict[WorkerId, None] = {}
@@ -149,6 +157,7 @@ class Fleet:
         worker = self.workers.pop(worker_id, None)
         if worker is not None:
             self._count(worker, -1)
+            self.takers -= worker.takes
             self._homes.pop(worker_id, None)
         return worker
 
@@ -172,12 +181,15 @@ class Fleet:
     def drop(self, worker: Worker, key: HeldKey) -> None:
         """A call has ended on the worker."""
         if worker.held.pop(key, None) is not None:
-            worker.missed.pop(key, None)
-            worker.guests.discard(key)
+            if worker.missed:
+                worker.missed.pop(key, None)
+            if worker.guests:
+                worker.guests.discard(key)
             cost = worker.costs.pop(key, None)
             if cost is not None:
                 worker.occupancy.remove(cost, self.now)
-            self._rouse(worker)
+            if worker.asleep:
+                self._rouse(worker)
             self._push(worker)
 
     def keep(self, worker_id: WorkerId, tokens: float) -> None:
@@ -241,10 +253,13 @@ class Fleet:
     def choose(self, demand: Demand, role: Role = Role.ANY) -> Worker | None:
         """The least loaded worker that serves the demand and takes another call."""
         best: Worker | None = None
+        heaps = self._heaps[role]
         for slot in demand.slots:
-            worker = self._top(slot, role)
-            if worker is not None and (best is None or worker.load < best.load):
-                best = worker
+            heap = heaps.get(slot)
+            if heap:
+                worker = self._top(heap)
+                if worker is not None and (best is None or worker.load < best.load):
+                    best = worker
         return best
 
     def any(self, demand: Demand) -> Worker | None:
@@ -278,8 +293,7 @@ class Fleet:
         engine = kind is WorkerKind.ENGINE
         return sorted({name for e, name, _ in self._serving if e is engine and name})
 
-    def _top(self, slot: _Slot, role: Role) -> Worker | None:
-        heap = self._heaps[role].get(slot)
+    def _top(self, heap: list[_Entry]) -> Worker | None:
         while heap:
             _, stamp, worker_id = heap[0]
             worker = self.workers.get(worker_id)
@@ -291,13 +305,16 @@ class Fleet:
     def _push(self, worker: Worker) -> None:
         self._stamp += 1
         worker.stamp = self._stamp
+        took = worker.takes
         worker.weigh()
-        home = worker.occupancy.home(self.now)
+        self.takers += worker.takes - took
+        occupancy = worker.occupancy
+        home = occupancy.paced > 0 or self.now < occupancy.home_until
         if home or self._homes:
             home = self._reserve(worker, home)
         if not worker.has_room or worker.asleep:
             return
-        self._enter(worker, Role.ANY)
+        self._enter(worker, _ANY_ROLE)
         if self._homes:
             if home:
                 self._enter(worker, Role.HOME)
@@ -331,10 +348,10 @@ class Fleet:
             if heap is None:
                 heap = heaps[slot] = []
             heapq.heappush(heap, entry)
-            if len(heap) > 64 + 4 * self._serving[slot]:
+            if len(heap) > SMALL and len(heap) > SMALL + 4 * self._serving[slot]:
                 self._compact(heap)
 
-    def _compact(self, heap: list[tuple[float, int, WorkerId]]) -> None:
+    def _compact(self, heap: list[_Entry]) -> None:
         """Drop stale entries that never surface. Amortised over the pushes that made them."""
         heap[:] = [e for e in heap if (w := self.workers.get(e[2])) is not None and w.stamp == e[1]]
         heapq.heapify(heap)
@@ -364,6 +381,7 @@ class Fleet:
             assert worker.occupancy.paced + worker.occupancy.other == len(worker.costs), f"{worker.id} miscounts"
             alarm = (worker.alarm, worker.id)
             assert not worker.asleep or alarm in self._asleep, f"{worker.id} sleeps for ever"
+        assert self.takers == sum(w.takes for w in self.workers.values()), "workers that take calls are miscounted"
         assert counts == self._serving, f"{counts} != {self._serving}"
         assert self._homes.keys() <= self.workers.keys()
 

@@ -12,10 +12,9 @@ The graph knows no workers and no clock. `check()` states its invariants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 
-from msgspec import Struct, structs
+from msgspec import Struct, field, structs
 
 from myna.actors.messages import (
     Call,
@@ -51,8 +50,12 @@ class CallState(StrEnum):
     ENDED = "ended"  # every output has an outcome
 
 
-@dataclass(slots=True, eq=False)
-class CallNode:
+WAITING, READY, RUNNING, ENDING, ENDED = CallState
+# Bound, as in other places that each call passes: to look a member up at its enum takes longer than most lines do.
+_VALUE = OutcomeStatus.VALUE
+
+
+class CallNode(Struct, eq=False):
     """A call of the graph and where it stands; below, what policies know of it."""
 
     id: CallId
@@ -62,7 +65,7 @@ class CallNode:
     missing: int
     unended: int
     inputs: tuple[VarId, ...] = ()  # each once; none once ended
-    state: CallState = CallState.WAITING
+    state: CallState = WAITING
     wanted: bool = False
     worker: WorkerId | None = None
     attempt: int = 0
@@ -100,8 +103,7 @@ class Placed(Struct, frozen=True, gc=False):
     matched: float
 
 
-@dataclass(slots=True, eq=False)
-class VarNode:
+class VarNode(Struct, eq=False):
     """A variable of the graph. `known`: the log has declared it or named its producer. `consumers` stay when it has ended:
     what is a cycle must not depend on which values were there, or a rebuilt scheduler would judge the same log otherwise."""
 
@@ -117,8 +119,7 @@ class VarNode:
     content: str = ""  # digest of the text, once it has one
 
 
-@dataclass(slots=True)
-class Effects:
+class Effects(Struct):
     """What follows from a change: calls that are new, calls that may run, calls to stop, calls that nobody needs now (those that
     ran are to be stopped too), calls that will end without results, outcomes to publish, running calls that have ended, and all
     calls that have ended."""
@@ -166,21 +167,23 @@ class SessionGraph:
     def submit(self, calls: Sequence[Call]) -> Effects:
         """Add calls. One that is invalid ends in a failure of its outputs that names the culprit; the others stand."""
         effects = Effects()
-        first = {c.id: c for c in reversed(calls) if CallId(c.id) not in self.calls}
-        produced = {v for c in first.values() for v in outputs_of(c)}
+        outlines = self._outlines(calls)
+        produced = {v for outline in outlines.values() for v in outline.outputs}
         added = effects.added
         backwards = False
         for call in calls:
-            if CallId(call.id) in self.calls:
+            if call.id in self.calls:
                 self._repeated(call, effects)
                 continue
-            outline = Outline(call)
+            outline = outlines[call.id]
             failure = self._flaw(call, outline, produced)
             if failure is not None:
                 self._refuse(call, failure, effects)
-            else:
-                added.append(self._add(call, outline))
-                backwards = backwards or any(self.variables[o].consumers for o in outline.outputs)
+                continue
+            added.append(self._add(call, outline))
+            for output in outline.outputs:
+                if self.variables[output].consumers:
+                    backwards = True
         if backwards:  # else every call came before those that consume its results
             self._break_cycles(added, effects)
         for node in added:
@@ -226,12 +229,12 @@ class SessionGraph:
         above: list[CallNode] = []
         for call_id in calls:
             call = self.calls.get(call_id)
-            if call is not None and call.state not in (CallState.ENDING, CallState.ENDED):
+            if call is not None and call.state not in (ENDING, ENDED):
                 self._end(call, Cancellation(reason=reason, call=call.id), effects)
                 above += self.producers(call) if upstream else ()
         while above:
             call = above.pop()
-            if call.state not in (CallState.ENDING, CallState.ENDED) and not self._serves(call):
+            if call.state not in (ENDING, ENDED) and not self._serves(call):
                 self._end(call, Cancellation(reason=f"nobody needs it now: {reason}", call=call.id), effects)
                 above += self.producers(call)
         return effects
@@ -265,7 +268,7 @@ class SessionGraph:
     def fail(self, call: CallNode, failure: Failure) -> Effects:
         """A call can't be computed: its outputs that have no outcome yet fail."""
         effects = Effects()
-        if call.state not in (CallState.ENDING, CallState.ENDED):
+        if call.state not in (ENDING, ENDED):
             self._end(call, failure, effects)
         return effects
 
@@ -291,6 +294,14 @@ class SessionGraph:
         if node is None:
             node = self.variables[variable] = VarNode(variable)
         return node
+
+    def _outlines(self, calls: Sequence[Call]) -> dict[str, Outline]:
+        """Of each call that is new; of several with one id, of the first."""
+        outlines: dict[str, Outline] = {}
+        for call in calls:
+            if call.id not in self.calls and call.id not in outlines:
+                outlines[call.id] = Outline(call)
+        return outlines
 
     def _flaw(self, call: Call, outline: Outline, produced: set[VarId]) -> Failure | None:
         outputs = outline.outputs
@@ -335,14 +346,18 @@ class SessionGraph:
         if node.unended:
             self._end(node, failure, effects)
         else:
-            node.state = CallState.ENDED
+            node.state = ENDED
 
     def _own(self, node: CallNode) -> None:
         for output in node.outputs:
-            variable = self._variable(output)
+            variable = self.variables.get(output)
+            if variable is None:
+                variable = self.variables[output] = VarNode(output)
             variable.known, variable.producer = True, node
-            node.unended += variable.status is None
-        self.unfinished += node.unended > 0
+            if variable.status is None:
+                node.unended += 1
+        if node.unended:
+            self.unfinished += 1
 
     def _add(self, call: Call, outline: Outline) -> CallNode:
         node = CallNode(CallId(call.id), call, call.function, outline.outputs, 0, 0, outline.inputs, session=self)
@@ -352,17 +367,17 @@ class SessionGraph:
         for variable in outline.inputs:
             source = self._variable(variable)
             source.consumers.append(node)
-            if source.status is not OutcomeStatus.VALUE:
+            if source.status is not _VALUE:
                 node.missing += 1
         if node.unended == 0:  # set by hand, all of it
-            node.state, node.spec, node.inputs = CallState.ENDED, None, ()
+            node.state, node.spec, node.inputs = ENDED, None, ()
         return node
 
     def _break_cycles(self, added: Sequence[CallNode], effects: Effects) -> None:
         """Fail the added calls that need their own result. Removing them breaks every cycle, since the graph had none before."""
         cyclic = on_cycles({c: self.consumers(c) for c in self._reach(added)})
         for node in added:
-            if node in cyclic and node.state is CallState.WAITING:
+            if node in cyclic and node.state is WAITING:
                 chain = " -> ".join(repr(c.id) for c in walk_cycle(node, cyclic))
                 failure = Failure(
                     code=ErrorCode.CYCLE,
@@ -384,7 +399,7 @@ class SessionGraph:
         return seen
 
     def _settle(self, node: CallNode, effects: Effects) -> None:
-        if node.spec is None or node.state is not CallState.WAITING:
+        if node.spec is None or node.state is not WAITING:
             return
         for variable in node.inputs:
             source = self.variables[variable]
@@ -402,11 +417,14 @@ class SessionGraph:
         stack = [call]
         while stack:
             call = stack.pop()
-            if call.wanted or call.spec is None or call.state is CallState.ENDING:
+            if call.wanted or call.spec is None or call.state is ENDING:
                 continue
             call.wanted = True
             self._make_ready(call, effects)
-            stack += self.producers(call)
+            for variable in call.inputs:
+                node = self.variables[variable]
+                if node.producer is not None and node.status is None:  # of several outputs this one may be there
+                    stack.append(node.producer)
 
     def _serves(self, call: CallNode) -> bool:
         """Whether somebody waits for a result of the call, or a wanted call that is not ending needs one."""
@@ -414,9 +432,7 @@ class SessionGraph:
             variable = self.variables[output]
             if variable.status is not None:
                 continue
-            if variable.readers or any(
-                c.wanted and c.unended and c.state is not CallState.ENDING for c in variable.consumers
-            ):
+            if variable.readers or any(c.wanted and c.unended and c.state is not ENDING for c in variable.consumers):
                 return True
         return False
 
@@ -425,37 +441,37 @@ class SessionGraph:
         stack = calls if self.lazy else []
         while stack:
             call = stack.pop()
-            if not call.wanted or not call.unended or call.state is CallState.ENDING or self._serves(call):
+            if not call.wanted or not call.unended or call.state is ENDING or self._serves(call):
                 continue
             call.wanted = False
-            if call.state is not CallState.WAITING:
+            if call.state is not WAITING:
                 effects.withdrawn.append(call)
-                call.state, call.queued, call.aged = CallState.WAITING, 0, 0
+                call.state, call.queued, call.aged = WAITING, 0, 0
             stack += self.producers(call)
 
     def _make_ready(self, call: CallNode, effects: Effects) -> None:
-        if call.state is CallState.WAITING and call.missing == 0 and call.wanted and call.unended:
-            call.state = CallState.READY
+        if call.state is WAITING and call.missing == 0 and call.wanted and call.unended:
+            call.state = READY
             effects.ready.append(call)
 
     def _input_ended(self, call: CallNode, source: VarNode, effects: Effects) -> None:
-        if source.status is OutcomeStatus.VALUE:
+        if source.status is _VALUE:
             call.missing -= 1
             self._make_ready(call, effects)
-        elif call.state is CallState.WAITING:
+        elif call.state is WAITING:
             self._end(call, _inherited(source), effects)
 
     def _output_ended(self, call: CallNode, effects: Effects) -> None:
         call.unended -= 1
-        if call.unended == 0 and call.state is not CallState.ENDED:
+        if call.unended == 0 and call.state is not ENDED:
             self._finish(call, effects)
         elif self.lazy and call.unended:
             self._withdraw([call], effects)
 
     def _finish(self, call: CallNode, effects: Effects) -> None:
-        if call.state is CallState.RUNNING:
+        if call.state is RUNNING:
             effects.ended.append(call)
-        call.state = CallState.ENDED
+        call.state = ENDED
         if self.lazy:
             self._withdraw(self.producers(call), effects)
         call.spec = call.outcome = call.need = None
@@ -465,9 +481,9 @@ class SessionGraph:
         self.unfinished -= 1
 
     def _end(self, call: CallNode, outcome: Failure | Cancellation, effects: Effects) -> None:
-        if call.state is CallState.RUNNING:
+        if call.state is RUNNING:
             effects.halted.append(call)
-        call.state, call.outcome, call.queued, call.aged = CallState.ENDING, outcome, 0, 0
+        call.state, call.outcome, call.queued, call.aged = ENDING, outcome, 0, 0
         effects.ending.append(call)
         effects.doomed += [(o, outcome) for o in call.outputs if self.variables[o].status is None]
         if self.lazy:
@@ -477,27 +493,25 @@ class SessionGraph:
         """Raise AssertionError if the graph contradicts itself."""
         live = 0
         for call in self.calls.values():
-            assert call.aged == 0 or call.state is CallState.READY, f"{call.id} is {call.state}, and waits"
+            assert call.aged == 0 or call.state is READY, f"{call.id} is {call.state}, and waits"
             unended = sum(self.variables[o].status is None for o in call.outputs)
             assert call.unended == unended, (
                 f"{call.id}: counts {call.unended} outputs without an outcome, has {unended}"
             )
-            assert (call.state is CallState.ENDED) == (unended == 0), f"{call.id}: {call.state}, {unended} outputs open"
+            assert (call.state is ENDED) == (unended == 0), f"{call.id}: {call.state}, {unended} outputs open"
             live += unended > 0
-            if self.lazy and unended and call.state is not CallState.ENDING:
+            if self.lazy and unended and call.state is not ENDING:
                 assert call.wanted == self._serves(call), (
                     f"{call.id}: wanted {call.wanted}, needed {self._serves(call)}"
                 )
-                assert call.wanted or call.state is CallState.WAITING, f"{call.id}: {call.state}, and nobody wants it"
-            assert (call.worker is not None) == (call.state is CallState.RUNNING), (
-                f"{call.id}: {call.state} on {call.worker}"
-            )
-            if call.spec is not None and call.state in (CallState.WAITING, CallState.READY, CallState.RUNNING):
-                missing = sum(self.variables[v].status is not OutcomeStatus.VALUE for v in set(inputs_of(call.spec)))
+                assert call.wanted or call.state is WAITING, f"{call.id}: {call.state}, and nobody wants it"
+            assert (call.worker is not None) == (call.state is RUNNING), f"{call.id}: {call.state} on {call.worker}"
+            if call.spec is not None and call.state in (WAITING, READY, RUNNING):
+                missing = sum(self.variables[v].status is not _VALUE for v in set(inputs_of(call.spec)))
                 assert call.missing == missing, (
                     f"{call.id}: counts {call.missing} inputs without a value, has {missing}"
                 )
-                assert call.state is CallState.WAITING or missing == 0, f"{call.id}: {call.state} without its inputs"
+                assert call.state is WAITING or missing == 0, f"{call.id}: {call.state} without its inputs"
         assert live == self.unfinished, f"{self.unfinished} unfinished calls counted, {live} found"
 
 

@@ -50,6 +50,7 @@ EARLY = 10.0
 
 
 _UNUSED = Usage()
+_VALUE = OutcomeStatus.VALUE
 
 
 @dataclass(slots=True)
@@ -165,7 +166,7 @@ class Ledger:
             return
         session.last_active = event.now
         self._stored(session, event.size)
-        if event.status is OutcomeStatus.VALUE:
+        if event.status is _VALUE:
             self._used(session, event)
             usage, characters, content = event.usage, event.characters, event.content
             self._state.planner.produced(session.graph, event.variable, usage, characters, content, event.now)

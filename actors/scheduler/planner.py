@@ -6,11 +6,12 @@ Law: nothing here changes whether a call runs. What is kept of a call is dropped
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from myna.actors.messages import Beat, ModelCall, Objective, Usage, VarId, WorkerId, WorkerKind
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
-from myna.actors.scheduler.graph import CallNode, CallState, Placed, SessionGraph
+from myna.actors.scheduler.graph import READY, RUNNING, WAITING, CallNode, Placed, SessionGraph
 from myna.actors.scheduler.policies import Policies, applications, objectives
 from myna.actors.scheduler.policies.lengths import CHARACTERS, Lengths, work_of
 from myna.actors.scheduler.policies.memo import Memo
@@ -26,6 +27,7 @@ _Asks = tuple[bool, bool, tuple[str, ...]]
 """Whether calls are new, or go on with a context that waits for them; of engines or of agents (an enum's hash is slow); names."""
 
 _ANY = ("",)
+_COPIED = Because.COPIED
 
 
 class Planner:
@@ -51,16 +53,18 @@ class Planner:
 
     def added(self, graph: SessionGraph, calls: list[CallNode], now: float) -> None:
         """Calls were submitted: estimate them, and find what they belong to and are needed for."""
-        long: list[CallNode] = []
+        variables, long = graph.variables, list[CallNode]()
         for call in calls:
             if call.spec is None:
                 continue
             output = self.lengths.output(graph.tenant, call.function, call.limit)
             for variable in call.outputs:
-                node = graph.variables[variable]
+                node = variables[variable]
                 if node.status is None:
                     node.size = output / len(call.outputs)
-            prompt = call.constant + sum(graph.variables[v].size for v in call.inputs)
+            prompt = call.constant
+            if call.inputs:
+                prompt += sum([variables[v].size for v in call.inputs])
             call.work = work_of(prompt * self.lengths.fresh(graph.tenant, call.function), output)
             applications.add(graph, call, now)
             if prompt >= AHEAD:
@@ -81,10 +85,11 @@ class Planner:
         own = call.spec.objective
         if own is None and graph.objective is not None and not any(graph.variables[o].consumers for o in call.outputs):
             own = graph.objective  # a result of the session; what results need follows from them
-        need = objectives.need_of(own, now)
+        need = None if own is None else objectives.need_of(own, now)
         for output in call.outputs:
             variable = graph.variables[output]
-            need = objectives.strictest(need, variable.need)
+            if variable.need is not None:
+                need = objectives.strictest(need, variable.need)
             for consumer in variable.consumers:
                 if consumer.need is not None and consumer.unended:
                     grouped = self.policies.groups and len(graph.producers(consumer)) > 1
@@ -117,8 +122,8 @@ class Planner:
     def ready(self, call: CallNode) -> None:
         """A call may run."""
         if isinstance(call.spec, ModelCall):
-            if self.retention is not None:
-                if call.inputs and call.chain is not None:
+            if self.retention is not None and call.chain is not None:
+                if call.inputs:
                     self._refresh(call)
                 self._count(call)
             if call.spec.memoise and self.policies.memoisation and not self.memo.ready(call):
@@ -164,19 +169,24 @@ class Planner:
             else:
                 self._push(call)
         self.residents.expire(now)
+        if not self._fleet.takers:  # as in most events of a full fleet
+            return
         queues = list(self._queues.items())
         if len(queues) > 1:
             queues.sort(key=_newness)
+        find = partial(self._place, now)
         for asks, queue in queues:
-            while (found := queue.choose(now, lambda call: self._place(call, now))) is not None:
+            while (found := queue.choose(now, find)) is not None:
                 call = found[0]
                 assert call.session is not None
                 queue.take(call, call.session.tenant, now)
                 yield found
+                if not self._fleet.takers:
+                    return
             if queue.empty:
                 del self._queues[asks]
 
-    def _place(self, call: CallNode, now: float) -> Place | None:
+    def _place(self, now: float, call: CallNode) -> Place | None:
         assert call.spec is not None
         assert call.session is not None
         graph = call.session
@@ -222,9 +232,14 @@ class Planner:
             self.retention.readers.remove(call.chain)
             call.counted = False
 
+    @property
+    def has_orders(self) -> bool:
+        """Whether there is something to tell workers, which is seldom."""
+        return self.retention is not None and self.retention.pending
+
     def orders(self, now: float, *, leading: bool) -> list[Wish | Waiver]:
         """What workers are to keep, or need keep no more, as follows from what has just happened."""
-        if self.retention is None or not self.retention.pending:
+        if self.retention is None:
             return []
         if not leading:
             self.retention.forget()
@@ -244,8 +259,8 @@ class Planner:
             graph = call.session
             assert graph is not None
 
-            def describe(variable: VarId) -> tuple[object, float]:
-                node = graph.variables[variable]
+            def describe(variable: str) -> tuple[object, float]:
+                node = graph.variables[VarId(variable)]
                 by_hand = node.content if node.producer is None else ""
                 return (by_hand or (graph.tenant, graph.id, variable)), node.size
 
@@ -261,21 +276,23 @@ class Planner:
         copied = place is not None and place.source is not None
         self._fleet.hold(worker, key, attempt, place.cost if place else None, guest=copied)
         leave(call)
-        self._uncount(call)
+        if call.counted:
+            self._uncount(call)
         if call.memo is not None:
             self.memo.started(call)
             self._copies.pop(call, None)
         self.accounts.serve(self.accounts.of(key[0]), 0.0 if copied else call.work)
-        if place is not None and call.chain is not None and self.policies.prefixes:
-            self.belief.placed(call.chain, worker.id, worker.offer.tokens)
-            self.residents.began(call.chain, now)
+        chain = call.chain
+        if place is not None and chain is not None and self.policies.prefixes:
+            self.belief.placed(chain, worker.id, worker.offer.tokens)
+            self.residents.began(chain, now)
         call.placed = Placed(
             at=now,
             worker=worker.id,
-            because=(place.because if place else Because.ADOPTED).value,
+            because=place.because if place is not None else Because.ADOPTED,
             waited=now - call.since,
-            prompt=call.chain.tokens if call.chain else 0.0,
-            matched=place.matched if place else 0.0,
+            prompt=chain.tokens if chain is not None else 0.0,
+            matched=place.matched if place is not None else 0.0,
         )
         if self.retention is not None and place is not None and not copied and worker.offer.tokens is not None:
             self._foresee(self.retention, call, worker, now)
@@ -313,21 +330,23 @@ class Planner:
         node.size = characters / CHARACTERS
         call = node.producer
         node.content = content
-        if call is None or call.state is not CallState.RUNNING or was_copied(call):
+        if call is None or call.state is not RUNNING or was_copied(call):
             return
         call.produced += usage.output_tokens
-        if call.chain is not None and call.worker is not None and usage.prompt_tokens and variable == call.outputs[0]:
-            self._compare(call, call.chain, call.worker, usage)
-            self.lengths.learn_fresh(graph.tenant, call.function, usage.prompt_tokens, usage.cached_tokens)
+        computed = usage.prompt_tokens - usage.cached_tokens if usage.prompt_tokens > usage.cached_tokens else 0
+        chain = call.chain
+        if chain is not None and call.worker is not None and usage.prompt_tokens and variable == call.outputs[0]:
+            self._compare(call, chain, call.worker, usage)
+            self.lengths.learn_fresh(graph.tenant, call.function, computed / usage.prompt_tokens)
         if call.unended == 1:
-            if self.retention is not None and call.chain is not None and call.chain.total >= WORTH:
+            if self.retention is not None and chain is not None and chain.total >= WORTH:
                 self.retention.finishing(call)
-            if self._reserves and call.chain is not None and call.worker is not None and _spoken(call):
-                own = max(0.0, call.chain.total - call.constant)
-                self.residents.left(call.chain, (graph.tenant, call.function), call.worker, own, now)
+            if self._reserves and chain is not None and call.worker is not None and _spoken(call):
+                own = max(0.0, chain.total - call.constant)
+                self.residents.left(chain, (graph.tenant, call.function), call.worker, own, now)
             self.lengths.learn(graph.tenant, call.function, call.produced, call.work, now - call.since)
-            actual = work_of(max(usage.prompt_tokens - usage.cached_tokens, 0), call.produced)
-            self.accounts.of(graph.tenant).charge(actual - call.work if call.produced else 0.0)
+            if call.produced:
+                self.accounts.of(graph.tenant).charge(work_of(computed, call.produced) - call.work)
 
     def _compare(self, call: CallNode, chain: Chain, worker: WorkerId, usage: Usage) -> None:
         placed = call.placed
@@ -336,7 +355,8 @@ class Planner:
 
     def ended(self, call: CallNode) -> list[CallNode]:
         """A call has ended, whether it ran or not: nothing is kept of it. Returns ready calls that followed it."""
-        self._uncount(call)
+        if call.counted:
+            self._uncount(call)
         call.chain = None
         application = applications.done(call)
         if application is not None and application.waiting is not None:
@@ -350,7 +370,7 @@ class Planner:
 
     def left(self, call: CallNode) -> list[CallNode]:
         """A call will end without results, or nobody needs it now. Returns ready calls that followed it."""
-        if call.state is CallState.WAITING:
+        if call.state is WAITING:
             self._count(call)
         else:
             self._uncount(call)
@@ -441,7 +461,7 @@ class Planner:
                 if call.counted:
                     assert call.chain is not None
                     to_come.append(call.chain)
-                    comes = call.state in (CallState.WAITING, CallState.READY)
+                    comes = call.state in (WAITING, READY)
                     assert comes, f"{call.id} is {call.state}, and counted among those to come"
             self.retention.check(to_come)
         self.accounts.check()
@@ -460,7 +480,7 @@ def _newness(item: tuple[_Asks, ReadyQueue]) -> bool:
 
 def was_copied(call: CallNode) -> bool:
     """Whether a call's last attempt took the results of an identical one."""
-    return call.placed is not None and call.placed.because == Because.COPIED.value
+    return call.placed is not None and call.placed.because == _COPIED
 
 
 def _asks(call: CallNode, *, resumes: bool) -> _Asks:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from myna.actors.messages import PROTOCOL, Attempt, CallId, Failure, Hello, Open, SessionId, Stop, Tenant, WorkerId
+from myna.actors.messages import PROTOCOL, Attempt, Failure, Hello, Open, SessionId, Stop, Tenant, WorkerId
 from myna.actors.scheduler.commands import Command, Halt, SayHello
 from myna.actors.scheduler.fleet import Fleet, HeldKey
 from myna.actors.scheduler.graph import CallNode, SessionGraph
@@ -55,19 +55,14 @@ class State:
         call = session.graph.calls.get(key[2]) if session else None
         return None if session is None or call is None else (session, call)
 
-    def call_key(self, session: Session, call: CallNode) -> HeldKey:
-        """By which a worker's books know a call."""
-        return (*session.key, CallId(call.id))
-
     def coming_attempt(self) -> Attempt:
         """The number of the next dispatch: larger than all before it, of this leader and of earlier ones."""
         return Attempt(((self.lease or 0) << 20) + self._attempts + 1)
 
     def next_attempt(self) -> Attempt:
         """The number of a dispatch, taken."""
-        attempt = self.coming_attempt()
         self._attempts += 1
-        return attempt
+        return Attempt(((self.lease or 0) << 20) + self._attempts)
 
     def say_hello(self) -> None:
         """Have all workers present themselves."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 if TYPE_CHECKING:
     from myna.actors.scheduler.graph import CallNode, SessionGraph
     from myna.actors.scheduler.policies.queue import Waiting
@@ -21,17 +23,14 @@ REACH = 64
 """Calls above a new one whose path is measured anew: bounds the cost of appending to a very long chain."""
 
 
-class Application:
+class Application(Struct, eq=False):
     """A set of calls joined by their results, as a union-find tree; `work` is what is left of it, `born` when its first call was
     submitted; both at the root."""
 
-    __slots__ = ("_parent", "born", "waiting", "work")
-
-    def __init__(self, born: float = 0.0) -> None:
-        self._parent: Application | None = None
-        self.born = born
-        self.work = 0.0
-        self.waiting: Waiting | None = None
+    born: float = 0.0
+    work: float = 0.0
+    waiting: Waiting | None = None
+    _parent: Application | None = None
 
     @property
     def rank(self) -> float:
@@ -40,6 +39,8 @@ class Application:
 
     def root(self) -> Application:
         """The application that this one has become a part of, or itself."""
+        if self._parent is None:
+            return self
         top = self
         while top._parent is not None:
             top = top._parent
@@ -66,14 +67,15 @@ class Application:
 def add(graph: SessionGraph, call: CallNode, now: float) -> None:
     """A new call joins the applications of its producers."""
     application: Application | None = None
-    for producer in graph.producers(call):
+    for producer in graph.producers(call) if call.inputs else ():
         if producer.application is not None:
             theirs = producer.application.root()
             application = theirs if application is None else application.join(theirs)
     application = application or Application(_born(graph, call, now))
-    for consumer in graph.consumers(call):  # submitted before it, in the same entry
-        if consumer.application is not None:
-            application = application.join(consumer.application)
+    for output in call.outputs:
+        for consumer in graph.variables[output].consumers:  # submitted before it, in the same entry
+            if consumer.application is not None:
+                application = application.join(consumer.application)
     application.work += call.work
     call.application = application
 
@@ -92,6 +94,8 @@ def measure_paths(graph: SessionGraph, added: Iterable[CallNode]) -> None:
     """Set the longest path below each new call and, within reach, below those above it. The last first: entries are mostly
     written in the order in which results flow."""
     for call in reversed(list(added)):
+        if not call.inputs:
+            continue
         stack, reached = [call], 0
         while stack and reached < REACH:
             node = stack.pop()
@@ -109,6 +113,7 @@ def done(call: CallNode) -> Application | None:
     if call.application is None:
         return None
     application = call.application.root()
-    application.work = max(0.0, application.work - call.work)
+    left = application.work - call.work
+    application.work = left if left > 0.0 else 0.0
     call.application = None
     return application

@@ -39,7 +39,7 @@ class Cost(Struct, frozen=True, gc=False):
     @property
     def pressure(self) -> float:
         """Prompt tokens computed for each token generated: what it adds to the mean step, beside its own token."""
-        return self.prefill / max(self.output, 1.0)
+        return self.prefill / self.output if self.output > 1.0 else self.prefill
 
 
 class Demanded:
@@ -115,9 +115,6 @@ class Occupancy:
 
     def remove(self, cost: Cost, now: float) -> None:
         """A call has ended on the engine."""
-        self.tokens = max(0.0, self.tokens - cost.tokens)
-        self.prompts = max(0.0, self.prompts - cost.prefill)
-        self.pressure = max(0.0, self.pressure - cost.pressure)
         if cost.paced:
             self.paced -= 1
             self.home_until = now + HOLD
@@ -125,7 +122,11 @@ class Occupancy:
                 self._bounds.remove(cost.tpot)
         else:
             self.other -= 1
-        if self.paced + self.other == 0:
+        if self.paced or self.other:
+            self.tokens = max(0.0, self.tokens - cost.tokens)
+            self.prompts = max(0.0, self.prompts - cost.prefill)
+            self.pressure = max(0.0, self.pressure - cost.pressure)
+        else:
             self.tokens = self.prompts = self.pressure = 0.0
             self.busy_until = now
 
@@ -145,10 +146,6 @@ class Occupancy:
         """Its mean step with what it holds, and with `cost` too."""
         drawn = self.paced + self.other + (cost is not None)
         return self.steps.step(max(drawn, 1), self.pressure + (cost.pressure if cost else 0.0))
-
-    def home(self, now: float) -> bool:
-        """Whether it is reserved for paced work."""
-        return self.paced > 0 or now < self.home_until
 
     def bound(self) -> float:
         """The longest mean step that its paced work allows."""

@@ -44,8 +44,8 @@ class Outline:
             for argument in call.arguments:
                 if argument.input is not None:
                     inputs += argument.input.variables
-        self.inputs = tuple(VarId(v) for v in (dict.fromkeys(inputs) if len(inputs) > 1 else inputs))
-        self.outputs = tuple(VarId(v) for v in outputs)
+        self.inputs = tuple(map(VarId, dict.fromkeys(inputs) if len(inputs) > 1 else inputs))
+        self.outputs = tuple(map(VarId, outputs))
 
 
 class Lengths:
@@ -60,24 +60,24 @@ class Lengths:
     def output(self, tenant: Tenant, function: str, limit: int) -> float:
         """Tokens that a call will generate in all, as far as is known; `limit` is the most that it may."""
         known = self._outputs.get((tenant, function)) if function else None
-        return min(float(limit), UNKNOWN if known is None else known)
+        likely = UNKNOWN if known is None else known
+        return likely if likely < limit else float(limit)
 
     def fresh(self, tenant: Tenant, function: str) -> float:
         """Part of such a call's prompt that is computed, from 0 to 1; all of it, where nothing is known."""
         return self._fresh.get((tenant, function), 1.0)
 
-    def learn_fresh(self, tenant: Tenant, function: str, prompt: int, cached: int) -> None:
-        """An engine has found so many of a prompt's tokens in its cache."""
+    def learn_fresh(self, tenant: Tenant, function: str, part: float) -> None:
+        """An engine had to compute this part of a prompt, for the rest was in its cache."""
         if function:
-            _learn(self._fresh, (tenant, function), max(prompt - cached, 0) / prompt)
+            _learn(self._fresh, (tenant, function), part)
 
     def learn(self, tenant: Tenant, function: str, tokens: int, work: float, seconds: float) -> None:
         """A call has ended: it generated so many tokens, was thought to be so much work, and took so long."""
         if work > 0:
             self.pace += _WEIGHT * 0.25 * (seconds / work - self.pace)
-        if not function or tokens <= 0:
-            return
-        _learn(self._outputs, (tenant, function), tokens)
+        if function and tokens > 0:
+            _learn(self._outputs, (tenant, function), tokens)
 
 
 def _learn(means: dict[tuple[Tenant, str], float], key: tuple[Tenant, str], value: float) -> None:

@@ -42,6 +42,9 @@ class Because(StrEnum):
     RESERVED = "it is reserved for calls whose tokens are waited for"
 
 
+_LEAST_LOADED = Because.LEAST_LOADED
+
+
 class Place(Struct, frozen=True):
     """Where a call goes, at what cost, and why. `matched`: prompt tokens that are thought to be there. `source`: where its
     results stand already, so that they need only be copied."""
@@ -72,43 +75,42 @@ class Placement:
         if chain is None:
             worker = self._fleet.choose(demand)
             return None if worker is None else Place(worker, None, Because.LEAST_LOADED)
-        paced = policies.capacity and call.need is not None and call.need.paced
-        patient = policies.capacity and call.need is not None and call.need.patient
-        tpot = call.need.tpot if call.need is not None and paced else None
-        best: tuple[Worker, float, Because] | None = None
-        least = 0.0
-        for candidate in self._candidates(demand, chain, paced, patient, now):
-            seconds = _seconds(candidate[0], chain.tokens - candidate[1], output, now)
-            if best is None or seconds < least:
-                best, least = candidate, seconds
-        if best is None:
+        need = call.need if policies.capacity else None
+        paced = need is not None and need.paced
+        patient = need is not None and need.patient
+        tpot = need.tpot if need is not None and paced else None
+        candidates = self._candidates(demand, chain, paced, patient)
+        if not candidates:
             return None
+        best = candidates[0]
+        if len(candidates) > 1:
+            best = min(candidates, key=lambda c: _seconds(c[0], chain.tokens - c[1], output, now))
         worker, matched, because = best
         missing = chain.tokens - matched
         return Place(worker, Cost(missing + output, missing, output, paced, tpot), because, matched)
 
     def _candidates(
-        self, demand: Demand, chain: Chain, paced: bool, patient: bool, now: float
+        self, demand: Demand, chain: Chain, paced: bool, patient: bool
     ) -> list[tuple[Worker, float, Because]]:
         fleet, belief = self._fleet, self._belief
         separate = fleet.homes > 0
         back = self._residents.where(chain)
-        because = Because.LEAST_LOADED
-        first = fleet.choose(demand, Role.OPEN if separate and patient else Role.ANY)
-        found = [] if first is None else [(first, belief.matched(chain, first.id), because)]
+        first = fleet.choose(demand, Role.OPEN) if separate and patient else fleet.choose(demand)
+        found = [] if first is None else [(first, belief.matched(chain, first.id), _LEAST_LOADED)]
         if separate and paced and back is None:
             homes = (w for w in fleet.some_homes(CANDIDATES) if w is not first and w.has_room)
             found += [(w, belief.matched(chain, w.id), Because.RESERVED) for w in homes if fleet.answers(w, demand)]
         if not self._policies.prefixes:
             return [(w, 0.0, why) for w, _, why in found]
-        holders = belief.holders(chain, CANDIDATES, min(MEANT, NEARLY * chain.tokens))
+        nearly = NEARLY * chain.tokens
+        holders = belief.holders(chain, CANDIDATES, nearly if nearly < MEANT else MEANT)
         if back is not None and all(worker_id != back for worker_id, _ in holders):
             holders.append((back, belief.matched(chain, back)))
         for worker_id, matched in holders:
             worker = fleet.workers.get(worker_id)
             if worker is None or worker is first or not fleet.answers(worker, demand):
                 continue
-            awaited = worker_id == back or matched >= NEARLY * chain.tokens
+            awaited = worker_id == back or matched >= nearly
             if not worker.has_room and not (awaited and worker.takes):
                 continue  # its memory is for others
             if worker.asleep and first is None and not awaited:

@@ -8,9 +8,10 @@ its text, where that is known. Names are salted with tenant and models: nothing 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
-from myna.actors.messages import Input, ModelCall, Output, Text, VarId, WorkerId
+from msgspec import Struct
+
+from myna.actors.messages import Input, ModelCall, Output, Text, WorkerId
 from myna.actors.scheduler.policies.lengths import CHARACTERS
 
 LEAST = 16.0
@@ -20,37 +21,36 @@ HOLDERS = 8
 ENTRIES = 4096
 """Prefixes remembered of a worker that does not tell its memory."""
 
-Describe = Callable[[VarId], tuple[object, float]]
+Describe = Callable[[str], tuple[object, float]]
 """A variable's name and its length in tokens."""
 
 
-class Boundary(NamedTuple):
+class Boundary(Struct, frozen=True, gc=False):
     """The end of a leading part of a prompt: its name, and the tokens up to it."""
 
     name: int
     tokens: float
 
 
-class Chain(NamedTuple):
-    """A call's boundaries; the first `prompt` of them stand before its first output."""
+class Chain(Struct, frozen=True, gc=False):
+    """A call's boundaries; the first `prompt` of them stand before its first output. It has `tokens` before that, and `total`
+    in the whole context."""
 
     boundaries: tuple[Boundary, ...]
     prompt: int
+    tokens: float
+    total: float
 
-    @property
-    def tokens(self) -> float:
-        """Tokens before the first output."""
-        return self.boundaries[self.prompt - 1].tokens if self.prompt else 0.0
 
-    @property
-    def total(self) -> float:
-        """Tokens of the whole context."""
-        return self.boundaries[-1].tokens if self.boundaries else 0.0
+def chained(boundaries: tuple[Boundary, ...], prompt: int) -> Chain:
+    """A chain of these boundaries."""
+    tokens = boundaries[prompt - 1].tokens if prompt else 0.0
+    return Chain(boundaries, prompt, tokens, boundaries[-1].tokens if boundaries else 0.0)
 
 
 def chain_of(call: ModelCall, salt: object, describe: Describe) -> Chain:
     """The prefixes of a call, shortest first. The end of the prompt is always one."""
-    name = hash((salt, call.models, tuple(t.name for t in call.tools)))
+    name = hash((salt, call.models, tuple([t.name for t in call.tools]) if call.tools else ()))
     boundaries: list[Boundary] = []
     tokens, named, prompt = 0.0, 0.0, None
     for message in call.messages:
@@ -61,7 +61,7 @@ def chain_of(call: ModelCall, salt: object, describe: Describe) -> Chain:
                 tokens += len(segment.text) / CHARACTERS
             elif isinstance(segment, Input):
                 for variable in segment.variables:
-                    what, length = describe(VarId(variable))
+                    what, length = describe(variable)
                     name = hash((name, what))
                     tokens += length
             elif isinstance(segment, Output):
@@ -69,20 +69,22 @@ def chain_of(call: ModelCall, salt: object, describe: Describe) -> Chain:
                     if tokens > named or not boundaries:
                         boundaries.append(Boundary(name, tokens))
                     prompt = len(boundaries)
-                what, length = describe(VarId(segment.variables[0]))
+                what, length = describe(segment.variables[0])
                 name = hash((name, what))
                 tokens += length
             if tokens - named >= LEAST:
                 boundaries.append(Boundary(name, tokens))
                 named = tokens
-    return Chain(tuple(boundaries), len(boundaries) if prompt is None else prompt)
+    return chained(tuple(boundaries), len(boundaries) if prompt is None else prompt)
 
 
 class Belief:
     """What each worker is thought to hold, least recently used out first."""
 
     def __init__(self) -> None:
-        self._holders: dict[int, dict[WorkerId, None]] = {}
+        self._holders: dict[int, tuple[WorkerId, ...]] = {}
+        self._alone: dict[WorkerId, tuple[WorkerId]] = {}
+        """What most prefixes' holders are: one worker. Made once for each."""
         self._held: dict[WorkerId, dict[int, float]] = {}
         self._tokens: dict[WorkerId, float] = {}
 
@@ -90,38 +92,46 @@ class Belief:
         """Leading tokens of the prompt that the worker is thought to have."""
         held = self._held.get(worker)
         if held:
-            for boundary in reversed(chain.boundaries[: chain.prompt]):
-                if boundary.name in held:
-                    return boundary.tokens
+            boundaries = chain.boundaries
+            for i in range(chain.prompt - 1, -1, -1):
+                if boundaries[i].name in held:
+                    return boundaries[i].tokens
         return 0.0
 
     def holders(self, chain: Chain, most: int, least: float) -> list[tuple[WorkerId, float]]:
         """Workers that have a part of the prompt of at least so many tokens, those with the longest part first, and how many
         tokens of it."""
         found: dict[WorkerId, float] = {}
-        for name, tokens in reversed(chain.boundaries[: chain.prompt]):
-            if tokens < least:
+        for i in range(chain.prompt - 1, -1, -1):
+            boundary = chain.boundaries[i]
+            if boundary.tokens < least:
                 break
-            for worker in reversed(self._holders.get(name, ())):
+            holders = self._holders.get(boundary.name)
+            for worker in reversed(holders or ()):
                 if worker not in found:
-                    found[worker] = tokens
+                    found[worker] = boundary.tokens
                     if len(found) == most:
                         return list(found.items())
         return list(found.items())
 
     def placed(self, chain: Chain, worker: WorkerId, memory: int | None) -> None:
         """The worker computes this call, and then has all of it. `memory`: tokens that it can hold."""
-        held = self._held.setdefault(worker, {})
-        boundaries = chain.boundaries
+        held = self._held.get(worker)
+        if held is None:
+            held = self._held[worker] = {}
+            self._tokens[worker], self._alone[worker] = 0.0, (worker,)
+        boundaries, new = chain.boundaries, 0.0
         for i in range(len(boundaries) - 1, -1, -1):  # engines evict leaves first: a root counts as used after them
-            name, tokens = boundaries[i]
-            added = held.pop(name, None)
+            boundary = boundaries[i]
+            added = held.pop(boundary.name, None)
             if added is None:
-                added = tokens - boundaries[i - 1].tokens if i else tokens
-                self._tokens[worker] = self._tokens.get(worker, 0.0) + added
-                self._add_holder(name, worker)
-            held[name] = added
-        self._shrink(worker, memory)
+                added = boundary.tokens - boundaries[i - 1].tokens if i else boundary.tokens
+                new += added
+                self._add_holder(boundary.name, worker)
+            held[boundary.name] = added
+        self._tokens[worker] += new
+        if len(held) > ENTRIES or (memory is not None and self._tokens[worker] > memory):
+            self._shrink(worker, memory)
 
     def disproved(self, chain: Chain, worker: WorkerId, cached: int) -> None:
         """The worker found only `cached` tokens of the prompt in its cache: what was longer had been evicted before, and this
@@ -139,6 +149,7 @@ class Belief:
         for name in self._held.pop(worker, ()):
             self._drop_holder(name, worker)
         self._tokens.pop(worker, None)
+        self._alone.pop(worker, None)
 
     def _shrink(self, worker: WorkerId, memory: int | None) -> None:
         if memory is not None:
@@ -157,18 +168,21 @@ class Belief:
         self._drop_holder(name, worker)
 
     def _add_holder(self, name: int, worker: WorkerId) -> None:
-        holders = self._holders.setdefault(name, {})
-        holders[worker] = None
-        if len(holders) > HOLDERS:
-            oldest = next(iter(holders))
-            self._drop(oldest, name)
+        holders = self._holders.get(name)
+        if holders is None:
+            self._holders[name] = self._alone[worker]
+            return
+        self._holders[name] = (*holders, worker)
+        if len(holders) >= HOLDERS:
+            self._drop(holders[0], name)
 
     def _drop_holder(self, name: int, worker: WorkerId) -> None:
         holders = self._holders.get(name)
-        if holders is not None:
-            holders.pop(worker, None)
-            if not holders:
+        if holders is not None and worker in holders:
+            if len(holders) == 1:
                 del self._holders[name]
+            else:
+                self._holders[name] = tuple([w for w in holders if w != worker])
 
     def check(self) -> None:
         """Raise AssertionError if the books contradict each other."""

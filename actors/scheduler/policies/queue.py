@@ -33,6 +33,7 @@ LANES = 8
 """Tenants that are tried when the first one's next call has no place."""
 
 _BandKey = tuple[int, Urgency]
+_NORMAL = Urgency.NORMAL
 P = TypeVar("P")
 
 
@@ -60,8 +61,10 @@ class Waiting:
 
     def promote(self) -> None:
         """The application has less to do than before: it may go first now."""
-        if self.application is not None and self.listed and self.rank > self.application.rank:
-            self.band.list(self, self.application.rank)
+        if self.application is not None and self.listed:
+            rank = self.application.rank
+            if self.rank > rank:
+                self.band.list(self, rank)
 
 
 class _Band:
@@ -127,10 +130,11 @@ class _Lane:
     def push(
         self, band: _BandKey, call: CallNode, number: int, application: Application | None, key: float, rank: float
     ) -> None:
-        if band not in self._bands:
-            self._bands[band] = _Band()
+        there = self._bands.get(band)
+        if there is None:
+            there = self._bands[band] = _Band()
             heapq.heappush(self._order, band)
-        self._bands[band].push(call, number, application, key, rank)
+        there.push(call, number, application, key, rank)
         if not call.aged:
             call.aged = number
             self._ages.append((call.since, number, call))
@@ -180,20 +184,22 @@ class ReadyQueue:
 
     def push(self, call: CallNode, tenant: Tenant, priority: int, now: float) -> None:
         """A call is ready; or what decides its place has changed, and it is put there anew."""
-        fair = self._policies.fairness
-        lane = self._lanes.get(tenant if fair else _ALL)
+        owner = tenant if self._policies.fairness else _ALL
+        lane = self._lanes.get(owner)
         if lane is None:
-            lane = self._add_lane(tenant if fair else _ALL)
+            lane = self._add_lane(owner)
         self._number += 1
         call.queued = self._number
         need = call.need
-        urgency = Urgency.NORMAL if need is None else need.urgency
+        urgency = _NORMAL
+        if need is not None:
+            urgency = need.urgency
+            if urgency is Urgency.DEADLINE and need.deadline is not None and need.deadline <= now:
+                urgency = _NORMAL  # it is too late: what can still be in time goes first
         application, key, rank = None, float(self._number), 0.0
         if self._policies.applications and call.application is not None:
             application, key = call.application.root(), -call.path
             rank = application.rank
-        if urgency is Urgency.DEADLINE and need is not None and need.deadline is not None and need.deadline <= now:
-            urgency = Urgency.NORMAL  # it is too late: what can still be in time goes first
         lane.push((-priority, urgency), call, self._number, application, key, rank)
 
     def choose(self, now: float, place: Callable[[CallNode], P | None]) -> tuple[CallNode, P] | None:
@@ -209,7 +215,7 @@ class ReadyQueue:
                     del self._lanes[lane.tenant]
                     heapq.heappop(self._heap)
                     continue
-                found = None if lane.account.full and self._policies.fairness else place(call)
+                found = None if self._policies.fairness and lane.account.full else place(call)
                 if found is not None:
                     return call, found
                 passed.append(lane)
@@ -261,8 +267,8 @@ class ReadyQueue:
             served, _, lane = heap[0]
             if served >= lane.account.served:
                 return lane
-            heapq.heappop(heap)
-            self._list(lane)
+            self._number += 1
+            heapq.heapreplace(heap, (lane.account.served, self._number, lane))
         return None
 
 

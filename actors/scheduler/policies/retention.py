@@ -18,7 +18,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from myna.actors.messages import ModelCall, SessionId, Tenant, WorkerId
-from myna.actors.scheduler.policies.prefixes import Boundary, Chain
+from myna.actors.scheduler.policies.prefixes import Boundary, Chain, chained
 from myna.actors.scheduler.policies.prompts import converses, cut, known_tokens
 
 if TYPE_CHECKING:
@@ -46,18 +46,18 @@ class Readers:
     def add(self, chain: Chain) -> None:
         """A call is still to come."""
         counts = self._counts
-        for name, tokens in chain.boundaries[: chain.prompt]:
-            if tokens >= AHEAD:
-                counts[name] = counts.get(name, 0) + 1
+        for boundary in chain.boundaries[: chain.prompt]:
+            if boundary.tokens >= AHEAD:
+                counts[boundary.name] = counts.get(boundary.name, 0) + 1
 
     def remove(self, chain: Chain) -> None:
         """It has come, or never will."""
         counts = self._counts
-        for name, tokens in chain.boundaries[: chain.prompt]:
-            if tokens >= AHEAD:
-                counts[name] -= 1
-                if not counts[name]:
-                    del counts[name]
+        for boundary in chain.boundaries[: chain.prompt]:
+            if boundary.tokens >= AHEAD:
+                counts[boundary.name] -= 1
+                if not counts[boundary.name]:
+                    del counts[boundary.name]
 
     def of(self, name: int) -> int:
         """Calls to come that begin with the prefix of this name."""
@@ -67,9 +67,9 @@ class Readers:
         """Raise AssertionError unless these are the chains of the calls that are still to come."""
         counts: dict[int, int] = {}
         for chain in chains:
-            for name, tokens in chain.boundaries[: chain.prompt]:
-                if tokens >= AHEAD:
-                    counts[name] = counts.get(name, 0) + 1
+            for boundary in chain.boundaries[: chain.prompt]:
+                if boundary.tokens >= AHEAD:
+                    counts[boundary.name] = counts.get(boundary.name, 0) + 1
         assert counts == self._counts, "readers to come are miscounted"
         assert all(count > 0 for count in self._counts.values())
 
@@ -126,6 +126,8 @@ class Retention:
         self._finished: list[tuple[CallNode, ModelCall, Boundary, WorkerId]] = []
         self._orders: list[Wish | Waiver] = []
         self._number = 0
+        self.pending = False
+        """Whether `take` has something to say."""
 
     # --- what happens to calls ---
 
@@ -149,6 +151,7 @@ class Retention:
             return
         end = chain.boundaries[-1]
         if end.tokens >= WORTH and (self.readers.of(end.name) or converses(spec)):
+            self.pending = True
             self._finished.append((call, spec, end, call.worker))
 
     def _settle(self, pace: float, now: float) -> None:
@@ -191,7 +194,7 @@ class Retention:
         if end is None or end.tokens < AHEAD or not self._pays(call, worker, end.tokens, seconds, now):
             return None
         self._keep(worker, call, spec, end, end.tokens, now, seconds)
-        return Chain(chain.boundaries[:count], count)
+        return chained(chain.boundaries[:count], count)
 
     def _pays(self, call: CallNode, worker: Worker, tokens: float, seconds: float, now: float) -> bool:
         if worker.asleep or not self._serves(call, worker):
@@ -224,21 +227,17 @@ class Retention:
         if worker is not None and (kept := self._kept.get(worker, {}).get(name)) is not None:
             kept.until = 0.0
 
-    @property
-    def pending(self) -> bool:
-        """Whether `take` has something to say."""
-        return bool(self._orders or self._finished)
-
     def take(self, pace: float, now: float) -> list[Wish | Waiver]:
         """The orders that have come of an event, once all that could be dispatched has been."""
         if self._finished:
             self._settle(pace, now)
-        orders, self._orders = self._orders, []
+        orders, self._orders, self.pending = self._orders, [], False
         return orders
 
     def forget(self) -> None:
         """Nobody was told, for this scheduler does not lead: nothing is kept."""
         self._kept, self._tokens, self._turns, self._orders, self._finished = {}, {}, {}, [], []
+        self.pending = False
 
     # --- what is kept ---
 
@@ -279,6 +278,7 @@ class Retention:
         self._number += 1
         made = kept[end.name] = _Kept(f"k{self._number}", end.name, end.tokens, now + distance, until)
         self._tokens[worker.id] = self._tokens.get(worker.id, 0.0) + end.tokens
+        self.pending = True
         self._orders.append(Wish(worker.id, made.id, call.session.tenant, call.session.id, prefix, distance))
 
     def _make_room(self, worker: Worker, tokens: float, due: float) -> bool:
@@ -303,6 +303,7 @@ class Retention:
         for one in over:
             del kept[one.name]
             self._tokens[worker] -= one.tokens
+        self.pending = True
         self._orders.append(Waiver(worker, tuple(k.id for k in over)))
 
     def check(self, to_come: Iterable[Chain]) -> None:

@@ -73,7 +73,8 @@ class Accounts:
 
     def serve(self, account: Account, work: float) -> None:
         """A call of the tenant is dispatched."""
-        self._now = max(self._now, account.served)
+        if account.served > self._now:
+            self._now = account.served
         account.charge(work)
         account.running += 1
 

@@ -559,6 +559,16 @@ def test_in_a_lazy_session_what_was_needed_for_a_result_set_by_hand_stops() -> N
     assert states(play) == {"a": CallState.WAITING, "b": CallState.ENDED}
 
 
+def test_in_a_lazy_session_a_result_that_is_there_does_not_start_the_call_whose_other_results_are_not() -> None:
+    play = Play(lazy=True)
+    both = program("both", Output(variables=("x",)), Output(variables=("y",)))
+    play.submit(both, call("z", "x"))
+    play.value("x")
+    play.take(play.graph.want([VarId("z")]))
+    assert play.names == ["call-z"]
+    assert not play.graph.calls[CallId("both")].wanted
+
+
 def test_in_an_eager_session_results_are_wanted_by_default_whatever_becomes_of_their_consumers() -> None:
     play = Play()
     play.submit(call("a"), call("b", "a"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -172,18 +172,18 @@ class Engine:
         if name in self._kept or not boundaries:
             return
         self._kept[name] = (now + distance, boundaries)
-        for boundary, _ in boundaries:
+        for boundary in _names(boundaries):
             self._readers[boundary] = self._readers.get(boundary, 0) + 1
             if boundary in self._idle:
                 del self._idle[boundary]
                 self._idle_kept[boundary] = None
-        if any(boundary not in self._cache for boundary, _ in boundaries):
+        if any(boundary not in self._cache for boundary in _names(boundaries)):
             self.submit(Request(("", "", name), boundaries, len(boundaries), 1, ahead=True), now)
 
     def let_go(self, name: str) -> None:
         """It is a cache like any other."""
         _, boundaries = self._kept.pop(name, (0.0, ()))
-        for boundary, _ in reversed(boundaries):
+        for boundary in _names(reversed(boundaries)):
             self._readers[boundary] -= 1
             if not self._readers[boundary]:
                 del self._readers[boundary]
@@ -293,10 +293,10 @@ class Engine:
         if len(self.decoding) + sum(r.admitted for r in self.waiting) >= self.model.sequences:
             return False
         known = 0.0
-        for name, tokens in request.boundaries[: request.prompt]:
-            if name not in self._cache:
+        for boundary in request.boundaries[: request.prompt]:
+            if boundary.name not in self._cache:
                 break
-            known = tokens
+            known = boundary.tokens
         need = request.prompt_tokens - known + request.output
         pinned = self._read + self._generated
         if pinned and pinned + need > self.model.tokens:
@@ -308,10 +308,11 @@ class Engine:
             self.cached_tokens += request.cached
             self.prompt_tokens += request.prompt_tokens
         before = 0.0
-        for name, tokens in request.boundaries[: request.prompt]:
+        for boundary in request.boundaries[: request.prompt]:
+            name = boundary.name
             entry = self._cache.get(name)
             if entry is None:
-                entry = self._cache[name] = _Entry(tokens - before)
+                entry = self._cache[name] = _Entry(boundary.tokens - before)
                 self._stored += entry.tokens
                 self._pending.add(name)
             if entry.references == 0:
@@ -319,22 +320,22 @@ class Engine:
                 self._idle.pop(name, None)
                 self._idle_kept.pop(name, None)
             entry.references += 1
-            before = tokens
+            before = boundary.tokens
         self._evict(request.output)
         return True
 
     def _underway(self, request: Request) -> bool:
         """Whether a part of its prompt is just being computed for another: it waits rather than computing it again."""
-        return any(name in self._pending for name, _ in request.boundaries[: request.prompt])
+        return any(name in self._pending for name in _names(request.boundaries[: request.prompt]))
 
     def _store(self, boundaries: tuple[Boundary, ...]) -> None:
-        for name, _ in boundaries:
+        for name in _names(boundaries):
             self._pending.discard(name)
 
     def _release(self, request: Request) -> None:
         """It holds its context no more; prompt and output stay cached until the memory is needed."""
         self._keep_output(request)
-        for name, _ in reversed(request.boundaries[: request.prompt]):  # a leaf goes before what it hangs on
+        for name in _names(reversed(request.boundaries[: request.prompt])):  # a leaf goes before what it hangs on
             entry = self._cache[name]
             entry.references -= 1
             if entry.references == 0:
@@ -359,7 +360,7 @@ class Engine:
         self._generated -= self.clock - request.generated_from + 1
         after = request.boundaries[request.prompt :]
         lengths = (b.tokens - a.tokens for a, b in pairwise(request.boundaries[request.prompt - 1 :]))
-        for (name, _), tokens in reversed(list(zip(after, lengths, strict=True))):
+        for name, tokens in reversed(list(zip(_names(after), lengths, strict=True))):
             entry = self._cache.get(name)
             if entry is None:
                 self._cache[name] = _Entry(tokens)
@@ -379,3 +380,7 @@ class Engine:
                 self.let_go(max(self._kept, key=lambda kept: self._kept[kept][0]))  # the one that is used last
             else:
                 return
+
+
+def _names(boundaries: Iterable[Boundary]) -> Iterator[int]:
+    return (boundary.name for boundary in boundaries)

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from myna.actors.messages import Input, Message, ModelCall, Output, Text, WorkerId
-from myna.actors.scheduler.policies.prefixes import HOLDERS, Belief, Boundary, Chain, chain_of
+from myna.actors.scheduler.policies.prefixes import HOLDERS, Belief, Boundary, Chain, chain_of, chained
 
 LONG = "a system prompt that everybody shares, of some length. " * 4
 
@@ -67,7 +67,7 @@ workers = st.sampled_from([WorkerId(f"w{n}") for n in range(HOLDERS + 3)])
 def chains(draw: st.DrawFn) -> Chain:
     path = draw(st.lists(st.integers(0, 2), min_size=1, max_size=4))
     names = [hash(tuple(path[: n + 1])) for n in range(len(path))]
-    return Chain(tuple(Boundary(name, 40.0 * (n + 1)) for n, name in enumerate(names)), len(path))
+    return chained(tuple(Boundary(name, 40.0 * (n + 1)) for n, name in enumerate(names)), len(path))
 
 
 @settings(max_examples=100, deadline=None)
@@ -93,7 +93,7 @@ def test_whatever_is_placed_and_evicted_the_books_agree_and_memory_is_respected(
 
 def test_the_least_recently_used_prefix_is_forgotten_first() -> None:
     belief, worker = Belief(), WorkerId("w")
-    first, second = (Chain((Boundary(n, 100.0),), 1) for n in (1, 2))
+    first, second = (chained((Boundary(n, 100.0),), 1) for n in (1, 2))
     belief.placed(first, worker, 1000)
     belief.placed(second, worker, 1000)
     belief.placed(first, worker, 1000)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from myna.actors.messages import Tenant, WorkerId
-from myna.actors.scheduler.policies.prefixes import Boundary, Chain
+from myna.actors.scheduler.policies.prefixes import Boundary, Chain, chained
 from myna.actors.scheduler.policies.residents import KNOWN, LONGEST, Residents
 
 KEY = (Tenant("t"), "agent")
@@ -28,7 +28,7 @@ class Rooms:
 def turn(session: int, number: int) -> Chain:
     """Turn `number` of a conversation: it begins with the whole of the turn before."""
     names = [Boundary(hash((session, n)), 100.0 * (n + 1)) for n in range(2 * number + 2)]
-    return Chain(tuple(names), 2 * number + 1)
+    return chained(tuple(names), 2 * number + 1)
 
 
 def converse(rooms: Rooms, session: int, turns: int, at: float, gap: float = 2.0) -> float:
