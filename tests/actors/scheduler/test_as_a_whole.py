@@ -288,4 +288,5 @@ def living() -> Counter[str]:
     """The scheduler's own objects, by kind."""
     gc.collect()
     kinds = {CallNode, VarNode, SessionGraph, Application, Waiting, Entry}
-    return Counter(type(o).__name__ for o in gc.get_objects() if type(o) in kinds)  # isinstance asks other libraries' objects
+    # By type: isinstance would ask other libraries' objects, and some warn.
+    return Counter(type(o).__name__ for o in gc.get_objects() if type(o) in kinds)
