@@ -15,15 +15,15 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, Unpack
 from weakref import WeakKeyDictionary
 
 from myna.actors import codec, config, logs, subjects
 from myna.actors.bus import Bus
-from myna.actors.messages import CallReasons, Explanation, Objective, Tenant, Why
+from myna.actors.messages import CallReasons, Explanation, Tenant, Why
 from myna.actors.subjects import Question
 from myna.sdk.errors import FunctionError
-from myna.sdk.session import ClientSource, Session
+from myna.sdk.session import ClientSource, Session, SessionOptions
 from myna.sdk.shared import SharedSession, opened
 from myna.sdk.variable import Placeholder
 
@@ -121,30 +121,9 @@ class Client:
             _CURRENT.reset(self._token)
         await self.close()
 
-    def session(
-        self,
-        name: str = "session",
-        *,
-        lazy: bool = False,
-        ttl: float = 3600.0,
-        priority: int = 0,
-        objective: Objective | str | None = None,
-        memoise: bool = False,
-        cache: str = "",
-        keep: float = 0.0,
-    ) -> Session:
+    def session(self, name: str = "session", **options: Unpack[SessionOptions]) -> Session:
         """A new session, to be opened with `async with`; see `Session`."""
-        return Session(
-            self._use,
-            name,
-            lazy=lazy,
-            ttl=ttl,
-            priority=priority,
-            objective=objective,
-            memoise=memoise,
-            cache=cache,
-            keep=keep,
-        )
+        return Session(self._use, name, **options)
 
     def attach(self, session_id: str) -> Session:
         """A session that another process has opened, to read, set and submit in it. Leaving it does not close it."""
@@ -268,29 +247,9 @@ def connect(
 _SOURCE: ClientSource = _current_or_default
 
 
-def session(
-    name: str = "session",
-    *,
-    lazy: bool = False,
-    ttl: float = 3600.0,
-    priority: int = 0,
-    objective: Objective | str | None = None,
-    memoise: bool = False,
-    cache: str = "",
-    keep: float = 0.0,
-) -> Session:
+def session(name: str = "session", **options: Unpack[SessionOptions]) -> Session:
     """A new session on the current connection, or on the default one: `async with myna.session() as s`. See `Session`."""
-    return Session(
-        _SOURCE,
-        name,
-        lazy=lazy,
-        ttl=ttl,
-        priority=priority,
-        objective=objective,
-        memoise=memoise,
-        cache=cache,
-        keep=keep,
-    )
+    return Session(_SOURCE, name, **options)
 
 
 def attach(session_id: str) -> Session:

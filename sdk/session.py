@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 from weakref import WeakValueDictionary
 
 import structlog
@@ -49,6 +49,18 @@ _log = structlog.get_logger(__name__)
 
 ClientSource = Callable[[], Awaitable["Client"]]
 """Connects a session; the client is left again when the session ends."""
+
+
+class SessionOptions(TypedDict, total=False):
+    """What `Session` takes by name, for the functions that make one."""
+
+    lazy: bool
+    ttl: float
+    priority: int
+    objective: Objective | str | None
+    memoise: bool
+    cache: str
+    keep: float
 
 
 class Session:

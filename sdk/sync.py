@@ -13,7 +13,7 @@ import contextvars
 import threading
 from collections.abc import Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from myna.actors.messages import Objective, Value
 from myna.sdk import client as clients
@@ -21,7 +21,7 @@ from myna.sdk.client import Client
 from myna.sdk.current import CURRENT, leave
 from myna.sdk.errors import WrongLoop
 from myna.sdk.outputs import Outputs, mapped
-from myna.sdk.session import Session, gather
+from myna.sdk.session import Session, SessionOptions, gather
 from myna.sdk.threads import LoopThread
 from myna.sdk.variable import Placeholder, Variable
 
@@ -178,20 +178,10 @@ def _loop() -> asyncio.AbstractEventLoop:
         return _thread.loop
 
 
-def session(
-    name: str = "session",
-    *,
-    lazy: bool = False,
-    ttl: float = 3600.0,
-    priority: int = 0,
-    objective: Objective | str | None = None,
-    memoise: bool = False,
-    client: Client | None = None,
-) -> SyncSession:
+def session(name: str = "session", *, client: Client | None = None, **options: Unpack[SessionOptions]) -> SyncSession:
     """A new session for `with`, on the default connection or on `client`. See `myna.session`."""
     source = client.open if client is not None else clients.default_client
-    made = Session(source, name, lazy=lazy, ttl=ttl, priority=priority, objective=objective, memoise=memoise)
-    return SyncSession(made, _loop())
+    return SyncSession(Session(source, name, **options), _loop())
 
 
 def attach(session_id: str, *, client: Client | None = None) -> SyncSession:
