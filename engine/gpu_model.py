@@ -25,10 +25,19 @@ from myna.engine.sampler import Row
 from myna.engine.triton_attention import Frame, TritonAttention, TritonStep
 from myna.kernels.pick import largest
 
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-"""Tokens that a small step is padded to."""
+_SMALL = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+BUCKETS = (*_SMALL, 640, 768, 896, 1024, 1152)
+"""Tokens that a small step is padded to. To launch a step takes Python 25 ms, in which a GPU computes about 1,000 tokens."""
 
-_SUITS = Suits(page_size=64, limits=BatchLimits(max_sequences=256, step_tokens=16384, mixed_tokens=4096))
+_PROMPT_DRAWS = 64
+"""Draws of a step that is mostly prompts: of more than `_SMALL` tokens."""
+
+_SUITS = Suits(
+    page_size=64,
+    limits=BatchLimits(max_sequences=256, step_tokens=132 * 128, mixed_tokens=33 * 128 - 64, ahead_tokens=64),
+)
+"""132 multiprocessors take products in tiles of 128 rows: these steps, the second with 64 decodes on top, leave none idle."""
+
 _SPARE_SHARE = 0.02
 _SPARE_BYTES = 256 * 2**20
 """Left free of what is left for KV: the allocator's own losses, and libraries that allocate late."""
@@ -72,7 +81,7 @@ class GpuModel:
         if self._device.type == "cpu":
             return _SPARE_BYTES
         used = self._bytes_of_a_large_step()
-        captured = sum(min(bucket, limits.max_sequences) for bucket in self._buckets()) * self.spec.vocab_size * 2
+        captured = sum(self._draws(bucket) for bucket in self._buckets()) * self.spec.vocab_size * 2
         free = torch.cuda.mem_get_info(self._device)[0]
         left = int((free - used - captured - 2 * _SPARE_BYTES) * (1 - _SPARE_SHARE))
         if left < self.suits.page_size * self.spec.kv_bytes_per_token:
@@ -132,7 +141,8 @@ class GpuModel:
         inputs.load(plan, tokens, rows)
         views = inputs.views(tokens, rows)
         step = self._attention.compile(plan, views.slots)
-        return self._network(inputs.token_ids(views), views.positions, views.logit_rows, step)
+        token_ids = inputs.token_ids(views) if plan.fed else views.ids.long()
+        return self._network(token_ids, views.positions, views.logit_rows, step)
 
     def _inputs_for(self, tokens: int, rows: int) -> _Inputs:
         """The inputs of steps, with room for so many. Frames keep those that they were made with."""
@@ -150,10 +160,14 @@ class GpuModel:
         most = max(self._limits.max_sequences, self._limits.step_tokens)
         return [bucket for below, bucket in pairwise((0, *BUCKETS)) if below < most]
 
+    def _draws(self, bucket: int) -> int:
+        """Draws that a padded step has room for."""
+        return min(bucket if bucket <= _SMALL[-1] else _PROMPT_DRAWS, self._limits.max_sequences)
+
     def _frame(self, bucket: int) -> _PaddedStep:
         frame = self._frames.get(bucket)
         if frame is None:
-            rows = min(bucket, self._limits.max_sequences)
+            rows = self._draws(bucket)
             inputs = self._inputs_for(bucket, rows)
             frame = self._frames[bucket] = _PaddedStep(self._network, self._attention, inputs, bucket, rows)
         return frame
@@ -194,7 +208,7 @@ class _PaddedStep:
         self._tokens = tokens
         self._rows = rows
         self._views = inputs.views(tokens, rows)
-        self._frame: Frame = attention.frame(tokens, self._views.slots)
+        self._frame: Frame = attention.frame(tokens, rows, self._views.slots)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._results: tuple[Tensor, Tensor, Tensor] | None = None
         inputs.load(StepPlan((), (), (), (), ()), tokens, rows)

@@ -1,7 +1,8 @@
 """A decoder of the common pre-norm shape on a GPU: merged weights, fused kernels, nine launches a layer when it decodes.
 
 `fuse.py` says which structures are meant. Weights are merged in place: the original modules keep views of them, so that
-nothing is held twice and the original still runs. Few rows go through kernels that stream the weights, many through cuBLAS.
+nothing is held twice and the original still runs. Few rows go through kernels that stream the weights, many through cuBLAS,
+but for an MLP's first half. Of the last layer only the rows with logits are computed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch.nn import functional
 from myna.engine.attention import LayerShape, Scoring
 from myna.engine.fuse import activation_name, is_known
 from myna.engine.triton_attention import Rotary, TritonStep
+from myna.kernels import gated
 from myna.kernels.few_rows import few_rows, few_rows_gated, takes
 from myna.kernels.fused import HeadNorms, rms_norm, swiglu
 
-_MLP_ROWS = 1024
-"""About how many rows of a prompt go through an MLP together: more make its intermediate result larger than the L2."""
-_TILE_ROWS = 256
+_BLOCK = 2048
+"""Rows of a prompt that go through an MLP together: what one operation leaves is still in the L2 for the next."""
 
 
 class FusedGpuNetwork:
@@ -35,14 +36,19 @@ class FusedGpuNetwork:
             _Layer(layer, shape, i) for i, (layer, shape) in enumerate(zip(base.layers, layers, strict=True))
         ]
         self._norm = _Norm(base.norm)
-        self._head = _Linear([network.lm_head])
+        self._head = _Linear.merging([network.lm_head])
 
     def __call__(self, token_ids: Tensor, positions: Tensor, logit_rows: Tensor, step: TritonStep) -> Tensor:
         """`token_ids` int64 [T], `positions`, `logit_rows` int32 [T], [R]. Returns logits [R, vocabulary]."""
         hidden = functional.embedding(token_ids, self._embedding)
         change: Tensor | None = None
-        for layer in self._layers:
+        last = self._layers[-1]
+        for layer in self._layers[:-1]:
             change = layer(hidden, change, positions, self._rotary, step)
+        if step.spares_rows:
+            hidden, change = last.ends(hidden, change, positions, logit_rows, self._rotary, step)
+            return self._head(self._norm(change, hidden))
+        change = last(hidden, change, positions, self._rotary, step)
         return self._head(self._norm(change, hidden, rows=logit_rows))
 
 
@@ -56,25 +62,48 @@ class _Layer:
         self._scoring = Scoring(shape.scaling, shape.window, shape.softcap)
         self._heads = attention.q_proj.out_features // shape.head_dim
         self._norm = _Norm(layer.input_layernorm)
-        self._qkv = _Linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._qkv = _Linear.merging([attention.q_proj, attention.k_proj, attention.v_proj])
+        queries = attention.q_proj.out_features
+        self._query, self._key_value = self._qkv.columns(0, queries), self._qkv.columns(queries, None)
         self._norms = _head_norms(attention)
-        self._output = _Linear([attention.o_proj])
+        self._output = _Linear.merging([attention.o_proj])
         self._mlp_norm = _Norm(layer.post_attention_layernorm)
-        self._gate_up = _Linear([mlp.gate_proj, mlp.up_proj])
-        self._down = _Linear([mlp.down_proj])
+        self._gate_up = _Linear.merging([mlp.gate_proj, mlp.up_proj])
+        self._down = _Linear.merging([mlp.down_proj])
 
     def __call__(
         self, hidden: Tensor, change: Tensor | None, positions: Tensor, rotary: Rotary, step: TritonStep
     ) -> Tensor | None:
         attended = self._attend(self._qkv(self._norm(change, hidden)), positions, rotary, step)
-        rows = self._mlp_norm(self._output.add_to(hidden, attended), hidden)
-        blocks = round(len(rows) / _MLP_ROWS)
-        if blocks <= 1:
-            return self._down.add_to(hidden, self._gate_up.gated(rows))
-        size = -(-len(rows) // blocks // _TILE_ROWS) * _TILE_ROWS
-        for block, target in zip(torch.split(rows, size), torch.split(hidden, size), strict=True):
-            self._down.add_now(target, self._gate_up.gated(block))
+        sizes = _block_sizes(len(hidden))
+        if len(sizes) == 1:
+            return self._finish(hidden, attended)
+        self._output.add_now(hidden, attended)
+        for block in torch.split(hidden, sizes):
+            self._down.add_now(block, self._gate_up.gated(self._mlp_norm(None, block)))
         return None
+
+    def ends(
+        self, hidden: Tensor, change: Tensor | None, positions: Tensor, rows: Tensor, rotary: Rotary, step: TritonStep
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the last layer, of which `rows` [R] alone are wanted: the others only leave their keys and values behind.
+
+        Returns `hidden` [R, H] and what is still to be added to it.
+        """
+        shape = self._shape
+        normed = self._norm(change, hidden)
+        query = self._query(normed[rows]).view(len(rows), self._heads, shape.head_dim)
+        key, value = self._key_value(normed).view(len(normed), 2 * shape.kv_heads, shape.head_dim).chunk(2, dim=1)
+        attended = step.turn_and_attend_ends(
+            self._index, query, key, value, positions, rows, rotary, self._norms, self._scoring
+        )  # fmt: skip
+        hidden = hidden[rows]
+        return hidden, self._finish(hidden, attended.view(len(rows), -1))
+
+    def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor | None:
+        """From attention's output to the layer's end; returns what is still to be added."""
+        rows = self._mlp_norm(self._output.add_to(hidden, attended), hidden)
+        return self._down.add_to(hidden, self._gate_up.gated(rows))
 
     def _attend(self, qkv: Tensor, positions: Tensor, rotary: Rotary, step: TritonStep) -> Tensor:
         shape = self._shape
@@ -102,12 +131,21 @@ class _Norm:
 
 
 class _Linear:
-    """Linear modules side by side, as one over merged weights."""
+    """Linear modules side by side, as one over their merged weights [N, K] and biases [N]."""
 
-    def __init__(self, modules: Sequence[nn.Linear]) -> None:
-        self._weight = _merge(modules, "weight")
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = weight
+        self._bias = bias
+
+    @classmethod
+    def merging(cls, modules: Sequence[nn.Linear]) -> _Linear:
+        """The modules one after the other."""
         biased = any(module.bias is not None for module in modules)
-        self._bias = _merge(modules, "bias") if biased else None
+        return cls(_merge(modules, "weight"), _merge(modules, "bias") if biased else None)
+
+    def columns(self, begin: int, end: int | None) -> _Linear:
+        """Some columns of it."""
+        return _Linear(self._weight[begin:end], None if self._bias is None else self._bias[begin:end])
 
     def __call__(self, rows: Tensor) -> Tensor:
         if takes(len(rows), self._weight):
@@ -131,7 +169,15 @@ class _Linear:
         """silu(gate) * up, for gate and up merged."""
         if self._bias is None and takes(len(rows), self._weight, gated=True):
             return few_rows_gated(rows, self._weight)
+        if self._bias is None and gated.takes(len(rows), self._weight):
+            return gated.gated(rows, self._weight)
         return swiglu(functional.linear(rows, self._weight, self._bias))
+
+
+def _block_sizes(rows: int) -> list[int]:
+    """Blocks of rows; the last one has from half a block to one and a half."""
+    whole = max(round(rows / _BLOCK), 1) - 1
+    return [_BLOCK] * whole + [rows - whole * _BLOCK]
 
 
 @torch.inference_mode()

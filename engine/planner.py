@@ -81,7 +81,7 @@ class Planner:
                 logit_rows.append(row + chunk.tokens - 1)
         # Whoever's tokens all came one by one and from where the last step left off: a decode step like the one before.
         continues = self._number if same and len(tokens) == len(chunks) and positions == self._expected else None
-        self._expected = [position + 1 for position in positions]
+        self._expected = [position + 1 for position in positions] if len(tokens) == len(chunks) else []
         self._number += 1
         return StepPlan(tokens, positions, slots, spans, logit_rows, fed, self._number, continues)
 

@@ -21,7 +21,7 @@ from myna.engine.device import send
 from myna.engine.growing import GrowingWork
 from myna.engine.plan import Span, StepPlan
 from myna.engine.work import UNIT_FIELDS, Tiling, Work, make_work
-from myna.kernels.fused import HeadNorms, rotary_store
+from myna.kernels.fused import HeadNorms, rotary_store, rotate
 from myna.kernels.tree_launch import Partials, Shape, WorkBuffer, choose_shape, tree_attention
 
 _SLACK = 1.5
@@ -35,11 +35,12 @@ _FRESH_HEAD = 128
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Layers that do the same work. `fresh`: what cuDNN does of it is left out."""
+    """Layers that do the same work. `fresh`: what cuDNN does of it is left out. `ends`: only rows with logits are done."""
 
     shape: Shape
     window: int | None
     fresh: bool = False
+    ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,14 @@ class TritonAttention:
         """Turn a plan into a step of its own; its work is made when a layer first asks. `slots`: the plan's, int32 [T]."""
         if slots is None:
             slots = send(plan.write_slots, torch.int32, self._device)
-        return TritonStep(self, slots, _Compiled(self, plan), _fresh_prompts(plan))
+        return TritonStep(self, slots, _Compiled(self, plan), _fresh_prompts(plan), len(plan.logit_rows))
 
-    def frame(self, tokens: int, slots: Tensor) -> Frame:
-        """A step of `tokens` tokens, padding included, at fixed addresses. `slots` int32 [tokens]: where each writes."""
-        return Frame(self, tokens, slots)
+    def frame(self, tokens: int, ends: int, slots: Tensor) -> Frame:
+        """A step of `tokens` tokens, `ends` of them with logits, padding included, at fixed addresses.
+
+        `slots` int32 [tokens]: where each writes.
+        """
+        return Frame(self, tokens, ends, slots)
 
     def shape(self, layer: int, heads: int) -> Shape:
         """The kernel of a layer with so many query heads. Raises ValueError for sizes that no kernel is made for."""
@@ -150,7 +154,7 @@ class _Compiled:
     def get(self, kind: _Kind) -> WorkBuffer:
         found = self._loaded.get(kind)
         if found is None:
-            plan = _without_fresh(self._plan) if kind.fresh else self._plan
+            plan = _ends(self._plan) if kind.ends else _without_fresh(self._plan) if kind.fresh else self._plan
             found = self._loaded[kind] = self._attention.buffer(kind, self._attention.work(kind, plan))
         return found
 
@@ -161,6 +165,7 @@ class Frame:
 
     attention: TritonAttention
     tokens: int
+    ends: int
     slots: Tensor
     buffers: dict[_Kind, WorkBuffer] = field(default_factory=dict)
     works: dict[_Kind, GrowingWork] = field(default_factory=dict)
@@ -169,14 +174,14 @@ class Frame:
         """The buffer of a kind of layers."""
         found = self.buffers.get(kind)
         if found is None:
-            found = self.buffers[kind] = self.attention.fixed_buffer(kind, self.tokens)
+            found = self.buffers[kind] = self.attention.fixed_buffer(kind, self.ends if kind.ends else self.tokens)
             self.works[kind] = GrowingWork(self.attention.tiling(kind), kind.window)
             found.load(self.attention.work(kind, StepPlan((), (), (), (), ())))
         return found
 
     def load(self, plan: StepPlan) -> bool:
         """Send a plan's work to the device. False, with nothing sent, if it doesn't fit: a tree of unusual shape."""
-        works = {kind: growing.of(plan) for kind, growing in self.works.items()}
+        works = {kind: growing.of(_ends(plan) if kind.ends else plan) for kind, growing in self.works.items()}
         if not all(self.buffers[kind].holds(work) for kind, work in works.items()):
             return False
         for kind, work in works.items():
@@ -185,15 +190,24 @@ class Frame:
 
     def step(self) -> TritonStep:
         """The step over whatever is loaded."""
-        return TritonStep(self.attention, self.slots, self, ())
+        return TritonStep(self.attention, self.slots, self, (), self.ends)
 
 
 class TritonStep:
-    """A step over the pools of a `TritonAttention`. `fresh`: rows (begin, end) that are the beginning of a prompt."""
+    """A step over the pools of a `TritonAttention`. `fresh`: rows (begin, end) that are the beginning of a prompt.
+
+    `ends`: how many rows have logits; whatever else the last layer makes of the others is read by nobody.
+    """
 
     def __init__(
-        self, attention: TritonAttention, slots: Tensor, works: _Compiled | Frame, fresh: Sequence[tuple[int, int]]
+        self,
+        attention: TritonAttention,
+        slots: Tensor,
+        works: _Compiled | Frame,
+        fresh: Sequence[tuple[int, int]],
+        ends: int,
     ) -> None:
+        self.spares_rows = ends < len(slots)
         self._attention = attention
         self._slots = slots
         self._works = works
@@ -228,20 +242,44 @@ class TritonStep:
         )  # fmt: skip
         return self._attend(layer, query, key, value, scoring)
 
+    def turn_and_attend_ends(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        rotary: Rotary,
+        norms: HeadNorms | None,
+        scoring: Scoring,
+    ) -> Tensor:
+        """As `turn_and_attend`, but only the rows with logits, which `rows` [R] are, have queries: [R, Hq, D]."""
+        keys, values = self._attention.pool(layer)
+        cos, sin = rotary.cos, rotary.sin
+        rotary_store(key[:, :0], key, value, cos, sin, positions, self._slots, keys, values, norms=norms)
+        rotate(query, cos, sin, positions[rows], norms=norms)
+        shape = self._attention.shape(layer, query.shape[1])
+        return self._tree_attention(
+            layer, query, torch.empty_like(query), _Kind(shape, scoring.window, ends=True), scoring
+        )
+
     def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """Attend with `query` [T, Hq, D]; what cuDNN can do better goes there. Returns [T, Hq, D]."""
         shape = self._attention.shape(layer, query.shape[1])
         plain = scoring.softcap is None and scoring.sinks is None and scoring.window is None
         fresh = self._fresh if plain and shape.tma and shape.head_dim <= _FRESH_HEAD else ()
-        keys, values = self._attention.pool(layer)
         if fresh == ((0, len(query)),):
             return _fresh_attention(query, key, value, scoring.scaling)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         for begin, end in fresh:
             output[begin:end] = _fresh_attention(query[begin:end], key[begin:end], value[begin:end], scoring.scaling)
-        buffer = self._works.get(_Kind(shape, scoring.window, bool(fresh)))
+        return self._tree_attention(layer, query, output, _Kind(shape, scoring.window, bool(fresh)), scoring)
+
+    def _tree_attention(self, layer: int, query: Tensor, output: Tensor, kind: _Kind, scoring: Scoring) -> Tensor:
+        keys, values = self._attention.pool(layer)
         return tree_attention(
-            query, keys, values, output, buffer, shape,
+            query, keys, values, output, self._works.get(kind), kind.shape,
             scaling=scoring.scaling, window=scoring.window, softcap=scoring.softcap, sinks=scoring.sinks,
             upcast=self._attention.interpreted,
         )  # fmt: skip
@@ -270,6 +308,14 @@ def _fresh_prompts(plan: StepPlan) -> list[tuple[int, int]]:
 def _without_fresh(plan: StepPlan) -> StepPlan:
     """The plan without the rows that cuDNN computes."""
     return replace(plan, spans=[replace(span, queries=span.queries[_fresh_length(span) :]) for span in plan.spans])
+
+
+def _ends(plan: StepPlan) -> StepPlan:
+    """What the rows with logits attend to, as a plan of these rows alone."""
+    place = {row: index for index, row in enumerate(plan.logit_rows)}
+    spans = [replace(span, queries=sorted(place[row] for row in span.queries if row in place)) for span in plan.spans]
+    positions = [plan.positions[row] for row in plan.logit_rows]
+    return StepPlan((), positions, (), spans, ())
 
 
 def _limits(tiling: Tiling, tokens: int, pages: int) -> dict[str, int]:

@@ -252,8 +252,8 @@ def _visible(
     """The keys of the span, from a page's first, that rows `begin` to `end` of its queries may see; lowest position."""
     if not span.own and window is None:
         return 0, span.length, span.start + span.length
-    if end - begin == 1:
-        lowest = highest = positions[span.queries[begin]]
+    if span.own or end - begin == 1:  # tokens of one sequence, one after the other
+        lowest, highest = positions[span.queries[begin]], positions[span.queries[end - 1]]
     else:
         at = [positions[row] for row in span.queries[begin:end]]
         lowest, highest = min(at), max(at)
@@ -362,6 +362,16 @@ def _partials(
     blocks: _Blocks, pieces: _Pieces, lengths: Ints, rows: int, heads: int
 ) -> tuple[Ints, Ints, Ints, Ints, NDArray[np.bool_]]:
     """Where each unit's partial results go: `parts_begin` of each unit, `parts`, `merged`, `merge_begin`; who needs none."""
+    if len(pieces.block) == heads * len(blocks.tokens) and np.bincount(blocks.rows, minlength=1).max() <= 1:
+        # Each row lies in one block, and no block is cut.
+        none = np.empty(0, dtype=np.int64)
+        return (
+            np.zeros(len(lengths), dtype=np.int64),
+            none,
+            none,
+            np.zeros(1, dtype=np.int64),
+            np.full(len(lengths), True),
+        )
     owner = np.repeat(np.arange(len(lengths)), lengths)
     place = blocks.rows[blocks.rows_begin[pieces.block][owner] + _count_up(lengths)] * heads + pieces.head[owner]
     shared = np.bincount(place, minlength=rows * heads)[place] > 1

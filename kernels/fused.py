@@ -178,7 +178,7 @@ def rotary_store(
 
     `x * cos + rotate_half(x) * sin`, halves of D as pairs. `cos`, `sin` [positions, D], contiguous, both halves alike, read
     at row `positions[t]`. `slots` [T]: page * page_size + offset, all different. `keys`, `values` [pages, page_size, Hkv, D]
-    of the same strides. `keep`: turn `key` in place as well.
+    of the same strides. `keep`: turn `key` in place as well. Either may have no heads.
     """
     rows, heads, size = query.shape
     kv_heads = key.shape[1]
@@ -194,7 +194,7 @@ def rotary_store(
     assert keys.stride(3) == 1
     assert norms is None or norms.query.shape == norms.key.shape == (size,)
     half = size // 2
-    at_once = min(8, triton.next_power_of_2(kv_heads))
+    at_once = min(8, triton.next_power_of_2(kv_heads or heads))
     pdl = overlaps(query.device)
     _rotary_store_kernel[(rows, triton.cdiv(heads, at_once) + triton.cdiv(kv_heads, at_once))](
         query, key, value, cos, sin, positions, slots, keys, values,
@@ -203,6 +203,13 @@ def rotary_store(
         HEADS=heads, KV_HEADS=kv_heads, D=size, HALF=half, BLOCK=triton.next_power_of_2(half), PAGE=keys.shape[1],
         AT_ONCE=at_once, NORM=norms is not None, KEEP=keep, PDL=pdl, num_warps=2, launch_pdl=pdl,
     )  # fmt: skip
+
+
+def rotate(query: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, norms: HeadNorms | None = None) -> None:
+    """Turn `query` [T, Hq, D] in place as `rotary_store` does, and store nothing."""
+    nothing = query[:, :0]
+    pool = query.new_empty((1, 1, 0, query.shape[2]))
+    rotary_store(query, nothing, nothing, cos, sin, positions, positions, pool, pool, norms=norms)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

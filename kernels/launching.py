@@ -14,3 +14,9 @@ def overlaps(device: torch.device) -> bool:
     Every kernel that is launched so waits for the one before (`gdc_wait`) ahead of the first read of what others write.
     """
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+@lru_cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU. Of a CPU, for the interpreter: as many as a test can wait for."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

@@ -127,14 +127,14 @@ def cancelling_and_preempting_leaves_nothing_behind() -> bool:
     return machine.pool.free == machine.pool.pages
 
 
-def padding_changes_nothing() -> float:
-    """Logits of a step of three tokens, padded to four and not: the largest difference."""
+def padding_changes_nothing(bucket: int) -> float:
+    """Logits of a step of three tokens, padded and not: the largest difference."""
     model = gpu_model("llama", fused=True)
     machine = engine(model)
     model.forward(StepPlan([5, 6, 7], [0, 1, 2], [16, 17, 18], _span(0, 3), [0, 1, 2]))
     plain = model.forward(StepPlan([8, 9, 10], [3, 4, 5], [19, 20, 21], _span(3, 6), [0, 2]))
     with torch.inference_mode():
-        frame = model._frame(4)
+        frame = model._frame(bucket)
         assert frame.load(StepPlan([8, 9, 10], [3, 4, 5], [19, 20, 21], _span(3, 6), [0, 2]))
         padded, best, places = frame.run()
     assert torch.equal(padded[:2].float().max(-1).values, best[:2])

@@ -36,5 +36,6 @@ def test_requests_that_are_cancelled_or_give_way_leave_no_page_behind(run: Calla
     assert run(cancelling_and_preempting_leaves_nothing_behind)
 
 
-def test_a_padded_step_gives_what_an_unpadded_one_does(run: Callable[..., float]) -> None:
-    assert run(padding_changes_nothing) < 1e-5
+@pytest.mark.parametrize("bucket", [4, 8], ids=["a draw for each", "fewer draws than tokens"])
+def test_a_padded_step_gives_what_an_unpadded_one_does(run: Callable[..., float], bucket: int) -> None:
+    assert run(padding_changes_nothing, bucket) < 1e-5

@@ -127,6 +127,16 @@ def gated_error(dtype: torch.dtype, rows: int) -> float:
     return difference(few_rows_gated(x, weight), torch.nn.functional.silu(gate) * up)
 
 
+def gated_of_many_rows_error(dtype: torch.dtype, rows: int) -> float:
+    """More tiles than there are programs in the interpreter, and rows that no tile ends with."""
+    from myna.kernels.gated import gated
+
+    x = torch.randn(rows, 128, dtype=dtype, device=DEVICE)
+    weight = torch.randn(768, 128, dtype=dtype, device=DEVICE) * 128**-0.5
+    gate, up = (x.double() @ weight.double().T).chunk(2, dim=-1)
+    return difference(gated(x, weight), torch.nn.functional.silu(gate) * up)
+
+
 def largest_is_right(dtype: torch.dtype, rows: int, columns: int) -> bool:
     """Values and places, the first of equals, NaN where there is one."""
     from myna.kernels.pick import largest

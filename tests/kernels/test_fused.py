@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels.compiling import Compiled, compile_few_rows, compile_fused
+from tests.kernels.compiling import Compiled, compile_few_rows, compile_fused, compile_gated
 from tests.kernels.fused_runs import (
     few_rows_error,
     gated_error,
+    gated_of_many_rows_error,
     largest_is_right,
     norm_error,
     norm_of_parts_error,
@@ -100,6 +101,21 @@ def test_products_of_few_rows_are_right(
 @pytest.mark.parametrize("rows", [1, 33])
 def test_gated_products_of_few_rows_are_right(run: Callable[..., float], dtype: torch.dtype, rows: int) -> None:
     assert run(gated_error, dtype, rows) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("rows", [1, 300, *([2200] if torch.cuda.is_available() else [])])
+def test_gated_products_of_many_rows_are_right(run: Callable[..., float], dtype: torch.dtype, rows: int) -> None:
+    assert run(gated_of_many_rows_error, dtype, rows) < TOLERANCE[dtype]
+
+
+def test_compiled_for_hopper_the_gated_product_uses_wgmma_loads_by_tma_and_does_not_spill(
+    hopper: Callable[..., Compiled],
+) -> None:
+    kernel = hopper(compile_gated)
+    assert kernel.stack_bytes == 0
+    assert kernel.wgmma >= 8, "four steps of 16 numbers, for gates and for ups"
+    assert kernel.tensor_loads >= 3 * 4, "three tiles, of four steps at once"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
