@@ -20,6 +20,8 @@ from myna.engine.interface import BatchLimits
 from myna.engine.program import Program, ProgramState
 
 _LOOK_AHEAD = 4
+LEAST = -(2**31)
+"""The priority of what is computed for its own sake: nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Batch:
         self._store = store
         self._limits = limits
         self._unpin = unpin
+        self._ahead: int | None = None
+        """Tokens that the step being planned may still compute for nobody; None: no bound."""
 
     def add(self, program: Program) -> None:
         """Put a program in the queue."""
@@ -83,6 +87,7 @@ class Batch:
         # Decodes come on top: what is left of a prompt after a step that they shortened would cost a whole step more.
         decoding = any(program.work == 1 for program in self.running)
         budget = (self._limits.mixed_tokens if decoding else None) or self._limits.step_tokens
+        self._ahead = self._limits.ahead_tokens if decoding else None
         calm = self.preemptions
         for program in list(self.running):
             if program.state is ProgramState.RUNNING:
@@ -109,12 +114,20 @@ class Batch:
             if program.output is None:  # else it has nothing to do until its last draw is read
                 schedule.idle.append(program)
             return 0
-        tokens = 1 if work == 1 else min(work, max(budget, 0))
+        tokens = 1 if work == 1 else self._part(program, max(budget, 0))
         if not tokens or not self._reserve(program, tokens):
             return 0
         draws = tokens == program.context.pending and program.output is not None
         schedule.chunks.append(Chunk(program, tokens, draws))
         return tokens if work > 1 else 0
+
+    def _part(self, program: Program, budget: int) -> int:
+        """Tokens of a prompt that a step computes. What is computed ahead must not hold outputs up, until somebody waits for it."""
+        part = min(program.work, budget)
+        if self._ahead is not None and program.request.priority == LEAST and program.publish_at is None:
+            part = min(part, self._ahead)
+            self._ahead -= part
+        return part
 
     def _reserve(self, program: Program, tokens: int) -> bool:
         """Get pages for a running program, from less important ones if need be. False: it had to give way itself."""
@@ -201,7 +214,7 @@ class Batch:
             return False
         program.note_cached(before)
         if context.caches:
-            self._store.tree.count(len(context.tokens) - before, gained)
+            self._store.tree.count(len(context.tokens) - before, gained, context.node)
         return True
 
     def _available(self, pages: int) -> bool:

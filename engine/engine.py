@@ -2,7 +2,8 @@
 
 On a GPU a step begins before the one before it is read: its tokens feed it on the device. What the host learns a step
 late (that an output has ended) costs one surplus token, which is dropped. Steps take effect in the order in which they
-begin, so pages given back early are written by nobody else too soon.
+begin, so pages given back early are written by nobody else too soon. An output with a constraint doesn't hold that up: while
+the step runs, the tokens before are read and its masks computed, and only then are this step's tokens drawn.
 
 Nothing that a request does can stop the loop: a request that can't be served ends in a `Failed` event of its own. The
 engine knows no clock but the one that measures its steps, and no I/O.
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from myna.engine.batch import Batch, Chunk
+from myna.engine.batch import LEAST, Batch, Chunk
 from myna.engine.context import Context, ContextId, ContextStore
 from myna.engine.errors import (
+    ConstraintFailed,
     ContextBusy,
     ContextFreed,
     InvalidPrompt,
@@ -35,13 +38,16 @@ from myna.engine.program import Program, ProgramState
 from myna.engine.request import Done, Event, Failed, Fill, Finished, Generate, Request, RequestId
 from myna.engine.sampler import Drawn, Row
 from myna.engine.sampling import SamplingParams
-from myna.engine.stats import EngineStats
+from myna.engine.stats import EngineStats, Survey
+from myna.engine.structured.compiling import Compiling
+from myna.engine.structured.grammars import Grammars
+from myna.engine.structured.masks import Masks
+from myna.engine.structured.matcher import Mask, Matcher
+from myna.engine.survey import MOST_REQUESTS, StepLog, prefixes, requests
 from myna.engine.text import decoder
 from myna.engine.tree import Node, PrefixTree
 
 _NOTHING: frozenset[int] = frozenset()
-_LEAST = -(2**31)
-"""The priority of what is computed for its own sake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +68,56 @@ class EngineConfig:
     small_run: int = SMALL_RUN
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _UnderWay:
-    """A step that has begun. `drawing`: for each of its draws, whose it is and for which output."""
+    """A step that has begun. `drawing`: for each of its draws, whose it is, for which output, and as which of its draws."""
 
     step: StepUnderWay
     chunks: Sequence[Chunk]
-    drawing: Sequence[tuple[Program, Output]]
+    drawing: Sequence[tuple[Program, Output, int]]
     holds_up: bool
     """Whether the next step can't be planned before this one's draws are known."""
+    _drawn: list[Drawn] | None = None
+
+    def foresee(self) -> bool:
+        """Tell the matchers of what has been drawn, before its programs are told. False if that was done before."""
+        if self._drawn is not None:
+            return False
+        for (_, output, number), draw in zip(self.drawing, self.read(), strict=True):
+            if output.matcher is not None and draw.token is not None:
+                output.matcher.take(number, draw.token)
+        return True
+
+    def read(self) -> list[Drawn]:
+        """What has been drawn, as soon as it is there."""
+        if self._drawn is None:
+            self._drawn = self.step.read()
+        return self._drawn
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreseen:
+    """What a grammar says of the next token of a step that has just begun. Whoever asks first has what the steps before have
+    drawn read, and `matchers` computed."""
+
+    before: Iterable[_UnderWay]
+    matcher: Matcher
+    matchers: Sequence[Matcher]
+    masks: Masks
+
+    def allows(self, token: int) -> bool:
+        """See `sampler.Constrained`."""
+        self._foresee()
+        return self.matcher.allows(token)
+
+    def mask(self) -> Mask | None:
+        """See `sampler.Constrained`."""
+        self._foresee()
+        return self.matcher.mask()
+
+    def _foresee(self) -> None:
+        if [step for step in self.before if step.foresee()]:
+            self.masks.begin(self.matchers)
 
 
 @dataclass(slots=True)
@@ -80,6 +127,8 @@ class _Job:
     request: Request
     programs: list[Program]
     pins: bool = False
+    arrival: int = 0
+    grammars: Compiling = field(default_factory=Compiling)
 
 
 class Engine:
@@ -104,8 +153,11 @@ class Engine:
         self._eos = frozenset(token for token in model.spec.eos_token_ids if token < model.spec.vocab_size)
         self._batch = Batch(self.contexts, self.limits, self._unpin_farthest)
         self._planner = Planner(self.tree, self.config.small_run)
+        self._grammars = Grammars(tokenizer, model.spec.vocab_size, self._eos)
+        self._masks = Masks(model.spec.vocab_size)
         self._under_way: deque[_UnderWay] = deque()
         self._jobs: dict[RequestId, _Job] = {}
+        self._compiling: dict[RequestId, _Job] = {}
         self._queues: dict[ContextId, deque[Program]] = {}
         self._open: set[ContextId] = set()
         self._pins: dict[RequestId, Node] = {}
@@ -113,6 +165,7 @@ class Engine:
         self._events: list[Event] = []
         self._arrivals = 0
         self._named = 0
+        self._step_log = StepLog()
         self._steps = self._computed = self._drawn = 0
         self._step_seconds = self._model_seconds = self._last_step_seconds = 0.0
 
@@ -120,6 +173,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether another `step` would do or say anything."""
         return bool(self._jobs or self._events)
+
+    def prepare_constraints(self) -> None:
+        """Get ready for outputs with constraints now, not when the first comes: it takes a second for large vocabularies. Raises
+        InvalidConstraint where the tokenizer knows none."""
+        self._grammars.prepare()
 
     def knows(self, request_id: RequestId) -> bool:
         """Whether a request of that id is under way."""
@@ -140,7 +198,7 @@ class Engine:
         `Done` says that it is there. It is computed when nothing else waits. `distance`: seconds until it is thought to be
         used; pins give way, the farthest first, before a request has to fail for want of pages.
         """
-        request = Request(request_id, (Fill(tuple(token_ids)),), priority=_LEAST, namespace=namespace)
+        request = Request(request_id, (Fill(tuple(token_ids)),), priority=LEAST, namespace=namespace)
         self._due[request_id] = time.perf_counter() + distance
         self._submit(request, pins=True)
 
@@ -200,6 +258,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Do one step of work and return what there is to say. Returns at once when there is nothing to do."""
         began = time.perf_counter()
+        for job in [job for job in self._compiling.values() if job.grammars.done]:
+            self._launch(job)
         if self._under_way and self._under_way[-1].holds_up:
             self._read(0)
         schedule = self._batch.schedule()
@@ -207,10 +267,13 @@ class Engine:
             self._leave(program)
         if schedule.chunks:
             self._begin(schedule.chunks)
+        elif self._compiling and not self._under_way:
+            next(iter(self._compiling.values())).grammars.wait()
         if schedule.chunks or self._under_way:
             self._read(self._model.ahead if schedule.chunks else 0)
             self._last_step_seconds = time.perf_counter() - began
             self._step_seconds += self._last_step_seconds
+            self._note_step(began)
         if self.config.checks:
             self.check()
         events, self._events = self._events, []
@@ -239,6 +302,27 @@ class Engine:
             last_step_seconds=self._last_step_seconds,
         )
 
+    def _note_step(self, began: float) -> None:
+        self._step_log.note(
+            began,
+            self._last_step_seconds,
+            computed=self._computed,
+            drawn=self._drawn,
+            running=len(self._batch.running),
+            waiting=len(self._batch.waiting),
+            pages=self.pool.pages - self.pool.free,
+        )
+
+    def survey(self) -> Survey:
+        """What people may look at; the steps since the last survey."""
+        shown = islice(self._jobs.items(), MOST_REQUESTS)
+        return Survey(
+            tuple(requests((id_, job.programs) for id_, job in shown)),
+            self._step_log.take(time.perf_counter()),
+            tuple(prefixes(self.tree.roots, self._decode)),
+            max(len(self._jobs) - MOST_REQUESTS, 0),
+        )
+
     def check(self) -> None:
         """Verify every invariant of pages, tree, contexts and batch. Raises AssertionError."""
         self.contexts.check(list(self._pins.values()))
@@ -258,15 +342,30 @@ class Engine:
     def _submit(self, request: Request, *, pins: bool) -> None:
         if request.id in self._jobs:
             raise ValueError(f"request {request.id!r} is already under way")
-        job = self._jobs[request.id] = _Job(request, [], pins)
+        self._arrivals += 1
+        job = self._jobs[request.id] = _Job(request, [], pins, self._arrivals)
         try:
             self._validate(request)
+        except RequestError as error:
+            self._fail(job, error)
+            return
+        job.grammars = Compiling.of(request, self._grammars)
+        if job.grammars.done or request.context is not None:  # in an open context requests come in their order
+            self._launch(job)
+        else:
+            self._compiling[request.id] = job
+
+    def _launch(self, job: _Job) -> None:
+        """Make a request's program, now that its grammars are compiled."""
+        request = job.request
+        self._compiling.pop(request.id, None)
+        try:
+            grammars = job.grammars.result()
             context = self._context_of(request)
         except RequestError as error:
             self._fail(job, error)
             return
-        self._arrivals += 1
-        program = Program(request, context, (self._arrivals, 0), self.capacity, self._decode, self._eos)
+        program = Program(request, context, (job.arrival, 0), self.capacity, self._decode, self._eos, grammars)
         job.programs.append(program)
         queue = self._queues.setdefault(context.id, deque())
         queue.append(program)
@@ -388,6 +487,7 @@ class Engine:
         """End a request that can't go on. Its last event."""
         if self._jobs.pop(job.request.id, None) is None:
             return
+        self._compiling.pop(job.request.id, None)
         programs, job.programs = job.programs, []
         self._events.append(Failed(job.request.id, error))
         for program in programs:
@@ -396,10 +496,13 @@ class Engine:
     def _begin(self, chunks: Sequence[Chunk]) -> None:
         """Begin a step. From here on its tokens count as computed: whatever begins later comes after it."""
         plan = self._planner.plan(chunks)
-        drawing = [(chunk.program, _output(chunk.program)) for chunk in chunks if chunk.draws]
+        drawing = [_draw_of(chunk.program) for chunk in chunks if chunk.draws]
+        matchers = [output.matcher for _, output, _ in drawing if output.matcher is not None and self._wants_mask(output)]
+        if not any(step.drawing for step in self._under_way):
+            self._masks.begin(matchers)
         began = time.perf_counter()
         try:
-            step = self._model.begin(plan, [_row(program, output) for program, output in drawing])
+            step = self._model.begin(plan, [self._row(program, output, matchers) for program, output, _ in drawing])
         except Exception as error:  # whatever the model does, the requests of other steps go on
             self._abandon(chunks, error)
             return
@@ -408,10 +511,22 @@ class Engine:
         self._computed += len(plan.token_ids)
         for chunk in chunks:
             self._batch.computed(chunk)
-        for place, (program, _) in enumerate(drawing):
+        for place, (program, *_) in enumerate(drawing):
             program.expect(place)
-        holds_up = any(output.sampling.penalised for _, output in drawing)
+        holds_up = any(output.sampling.penalised for _, output, _ in drawing)
         self._under_way.append(_UnderWay(step, chunks, drawing, holds_up))
+
+    def _row(self, program: Program, output: Output, matchers: Sequence[Matcher]) -> Row:
+        """What the next draw depends on. Where penalties count the tokens so far, all of these have been read."""
+        unread = program.context.unread
+        banned = output.stop_tokens if output.bans_stops(unread) else _NOTHING
+        position = len(program.context.tokens) + unread
+        constraint = None if output.matcher is None else _Foreseen(self._under_way, output.matcher, matchers, self._masks)
+        return Row(output.sampling, output.seed, position, output.counts, output.prompt_ids, banned, constraint)
+
+    def _wants_mask(self, output: Output) -> bool:
+        """Whether all tokens that may come are wanted, and not only whether one of them is: see `sampler`."""
+        return self.spec.device != "cpu" or not output.sampling.greedy
 
     def _read(self, most: int) -> None:
         """Read what steps have drawn until at most so many are still under way."""
@@ -419,13 +534,13 @@ class Engine:
             under_way = self._under_way.popleft()
             began = time.perf_counter()
             try:
-                drawn = under_way.step.read()
+                drawn = under_way.read()
             except Exception as error:
                 self._abandon(under_way.chunks, error)
                 continue
             self._model_seconds += time.perf_counter() - began
             self._drawn += len(drawn)
-            for (program, output), draw in zip(under_way.drawing, drawn, strict=True):
+            for (program, output, _), draw in zip(under_way.drawing, drawn, strict=True):
                 # A program that was cancelled, or whose output ended a step ago, has no use for this draw.
                 if program.state is not ProgramState.ENDED and program.output is output:
                     self._take(program, draw)
@@ -440,6 +555,10 @@ class Engine:
 
     def _take(self, program: Program, draw: Drawn) -> None:
         job = self._jobs[program.request.id]
+        matcher = _output(program).matcher
+        if matcher is not None and (reason := matcher.error):
+            self._fail(job, ConstraintFailed(f"the output can't be brought to an end in its format: {reason}"))
+            return
         if draw.token is None:
             self._fail(job, StepFailed("the model's logits are no numbers"))
             return
@@ -454,12 +573,10 @@ def _output(program: Program) -> Output:
     return program.output
 
 
-def _row(program: Program, output: Output) -> Row:
-    """What the next draw depends on. Where penalties count the tokens so far, all of these have been read."""
-    unread = program.context.unread
-    banned = output.stop_tokens if output.bans_stops(unread) else _NOTHING
-    position = len(program.context.tokens) + unread
-    return Row(output.sampling, output.seed, position, output.counts, output.prompt_ids, banned)
+def _draw_of(program: Program) -> tuple[Program, Output, int]:
+    """The next draw of a program: for which output, and the how manieth it is."""
+    output = _output(program)
+    return program, output, output.drawn + program.context.unread
 
 
 def _generates(request: Request) -> bool:

@@ -28,6 +28,14 @@ class InvalidSampling(RequestError):
     """A sampling parameter outside its range; names the parameter, the value and the range."""
 
 
+class InvalidConstraint(RequestError):
+    """An output's format that can't be followed: no schema, an unknown keyword, too large. Says what and where."""
+
+
+class ConstraintFailed(InvalidConstraint):
+    """A format led to where nothing can follow, or became too complex on the way."""
+
+
 class InvalidPrompt(RequestError):
     """A prompt that can't be rendered: an unknown role, a template that refuses the messages, an unknown token."""
 

@@ -3,10 +3,10 @@
 The map's `type` names the class. The host sends commands, the engine process answers with reports; either end of the
 pipe going away ends the conversation. No torch here, so that the host can import it.
 
-    host -> engine   submit, cancel, retain, unpin, query, stop
+    host -> engine   submit, cancel, retain, unpin, query, look, stop
     engine -> host   ready (once, first; or failed with an empty request id: the model can't be loaded)
                      delta*, finished*, then done or failed for each submit and retain
-                     stats for each query; rejected for a frame that means nothing; stopped (last)
+                     stats for each query, survey for each look; rejected for a frame that means nothing; stopped (last)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from myna.engine.request import FinishReason, TokenLogprob, Usage
-from myna.engine.stats import EngineStats
+from myna.engine.stats import EngineStats, Survey
 
 MAX_FRAME = 64 * 2**20
 """Bytes of the largest frame; a longer one means that the other side talks nonsense."""
@@ -54,6 +54,13 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     n: int = 1
 
 
+class Format(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an output must look like, not yet checked: see `myna.engine.structured.constraint`."""
+
+    kind: str
+    definition: Any = None
+
+
 class TextSegment(msgspec.Struct, frozen=True, omit_defaults=True, tag="text"):
     """A constant or a variable's value. `token_ids`: what a model with this engine's tokenizer drew as this text."""
 
@@ -67,6 +74,7 @@ class OutputSegment(msgspec.Struct, frozen=True, omit_defaults=True, tag="output
     index: int
     sampling: Sampling = Sampling()
     forced_token_ids: tuple[tuple[int, ...], ...] = ()
+    format: Format | None = None
 
 
 class TokensSegment(msgspec.Struct, frozen=True, tag="tokens"):
@@ -89,6 +97,8 @@ class CallFrame(msgspec.Struct, frozen=True, omit_defaults=True):
     messages: tuple[CallMessage, ...]
     tools: tuple[dict[str, Any], ...] = ()
     template_arguments: dict[str, Any] = {}
+    tool_choice: str = ""
+    parallel_tool_calls: bool = True
 
 
 class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
@@ -128,13 +138,17 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
     """Ask for `stats`."""
 
 
+class Look(msgspec.Struct, frozen=True, tag="look"):
+    """Ask for `survey`."""
+
+
 class Stop(msgspec.Struct, frozen=True, omit_defaults=True, tag="stop"):
     """End the process: at once, or, with `drain`, when all that was submitted has ended. New submits then fail."""
 
     drain: bool = False
 
 
-Command: TypeAlias = Submit | Cancel | Retain | Unpin | Query | Stop
+Command: TypeAlias = Submit | Cancel | Retain | Unpin | Query | Look | Stop
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -190,6 +204,12 @@ class StatsReport(msgspec.Struct, frozen=True, tag="stats"):
     stats: EngineStats
 
 
+class SurveyReport(msgspec.Struct, frozen=True, tag="survey"):
+    """The answer to `look`."""
+
+    survey: Survey
+
+
 class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     """A frame that could not be understood; it was ignored."""
 
@@ -200,7 +220,9 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
     """The last frame."""
 
 
-Report: TypeAlias = Ready | DeltaReport | FinishedReport | DoneReport | FailedReport | StatsReport | Rejected | Stopped
+Report: TypeAlias = (
+    Ready | DeltaReport | FinishedReport | DoneReport | FailedReport | StatsReport | SurveyReport | Rejected | Stopped
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -41,15 +41,17 @@ class ModelSpec:
 class BatchLimits:
     """`max_sequences` programs run at a time; a step computes `step_tokens` of prompts beside a token of each output.
 
-    `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`.
+    `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
+    `ahead_tokens` of prompts that nobody waits for: as many as a step of outputs computes for next to nothing; None: no bound.
     """
 
     max_sequences: int = 64
     step_tokens: int = 1024
     mixed_tokens: int | None = None
+    ahead_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.max_sequences, self.step_tokens, self.mixed_tokens or 1) < 1:
+        if min(self.max_sequences, self.step_tokens, self.mixed_tokens or 1, self.ahead_tokens or 1) < 1:
             raise ValueError("a batch needs room for at least one sequence and one token")
 
 

@@ -22,10 +22,11 @@ import structlog
 
 from myna.engine import frames
 from myna.engine.engine import Engine, EngineConfig
-from myna.engine.errors import EngineError, RequestError
+from myna.engine.errors import EngineError, InvalidConstraint, RequestError
 from myna.engine.prompt import Call, Message, Placeholder, Segment, Text, Tokens, render
 from myna.engine.request import Delta, Done, Event, Failed, Fill, Finished, Request, RequestId, TokenLogprob
 from myna.engine.sampling import SamplingParams
+from myna.engine.structured.constraint import constraint_of
 from myna.engine.tokens import PromptTokenizer
 
 _READ_BYTES = 2**18
@@ -134,6 +135,8 @@ class EngineServer:
                 self._engine.unpin(RequestId(request_id))
             case frames.Query():
                 self._report(frames.StatsReport(self._engine.stats()))
+            case frames.Look():
+                self._report(frames.SurveyReport(self._engine.survey()))
             case frames.Stop(drain=drain):
                 self._draining = True
                 self._open = self._open and drain
@@ -204,12 +207,12 @@ class EngineServer:
 
 
 def _call(call: frames.CallFrame, seed: int | None) -> Call:
-    """The call that a frame holds. Raises InvalidSampling."""
+    """The call that a frame holds. Raises InvalidSampling and InvalidConstraint."""
     messages = tuple(
         Message(message.role, tuple(_segment(segment, seed) for segment in message.segments), message.fields)
         for message in call.messages
     )
-    return Call(messages, call.tools, call.template_arguments)
+    return Call(messages, call.tools, call.template_arguments, call.tool_choice, call.parallel_tool_calls)
 
 
 def _segment(segment: frames.TextSegment | frames.OutputSegment | frames.TokensSegment, seed: int | None) -> Segment:
@@ -220,6 +223,8 @@ def _segment(segment: frames.TextSegment | frames.OutputSegment | frames.TokensS
     sampling = sampling_of(segment.sampling)
     if sampling.seed is None and seed is not None:
         sampling = replace(sampling, seed=seed)
+    if segment.format is not None:
+        sampling = replace(sampling, constraint=constraint_of(segment.format.kind, segment.format.definition))
     return Placeholder(segment.index, sampling, segment.forced_token_ids)
 
 
@@ -256,6 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.error("model refused", error=str(error))
             channel.sendall(frames.encode(frames.FailedReport("", type(error).__name__, str(error))))
             return 1
+        try:
+            engine.prepare_constraints()
+        except InvalidConstraint as error:
+            log.warning("outputs can have no format", reason=str(error))
         # What is loaded stays: collections of garbage look at what comes and goes, and don't hold a step up.
         gc.collect()
         gc.freeze()

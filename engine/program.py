@@ -6,8 +6,9 @@ or is replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from types import MappingProxyType
 
 from myna.engine.context import Context
 from myna.engine.errors import InvalidPrompt, PromptTooLong
@@ -24,9 +25,13 @@ from myna.engine.request import (
     Usage,
 )
 from myna.engine.sampling import SamplingParams, derive_seed
+from myna.engine.structured.constraint import Constraint
+from myna.engine.structured.grammars import Grammar
 from myna.engine.text import Decode
 
 _SEEDS = 2**64
+NO_GRAMMARS: Mapping[Constraint, Grammar] = MappingProxyType({})
+"""Of a request without constraints."""
 
 
 class ProgramState(StrEnum):
@@ -39,11 +44,13 @@ class ProgramState(StrEnum):
 
 
 class Program:
-    """`capacity`: most tokens that the context may ever have. `arrival` orders programs of the same priority."""
+    """`capacity`: most tokens that the context may ever have. `arrival` orders programs of the same priority. `grammars`: of the
+    constraints of all its outputs."""
 
     def __init__(
         self, request: Request, context: Context, arrival: tuple[int, int], capacity: int, decode: Decode,
-        eos_token_ids: frozenset[int], *, step: int = 0, sibling: int | None = None,
+        eos_token_ids: frozenset[int], grammars: Mapping[Constraint, Grammar] = NO_GRAMMARS, *, step: int = 0,
+        sibling: int | None = None,
     ) -> None:  # fmt: skip
         self.request = request
         self.context = context
@@ -61,6 +68,7 @@ class Program:
         self._capacity = capacity
         self._decode = decode
         self._eos_token_ids = eos_token_ids
+        self._grammars = grammars
         self._step = step
         self._sibling = sibling
 
@@ -188,8 +196,15 @@ class Program:
             raise PromptTooLong(len(prompt), self._capacity, "the room for one context")
         if not self.context.pending:
             self.context.rewind(len(prompt) - 1)  # the logits of the last token are wanted, and nobody kept them
+        grammar = None if sampling.constraint is None else self._grammars[sampling.constraint]
         self.output = Output(
-            step.index + sibling, sampling, (seed + sibling) % _SEEDS, prompt, self._decode, self._eos_token_ids
+            step.index + sibling,
+            sampling,
+            (seed + sibling) % _SEEDS,
+            prompt,
+            self._decode,
+            self._eos_token_ids,
+            grammar,
         )
 
     def _replay(self, tokens: tuple[int, ...]) -> Iterator[Event]:
@@ -216,7 +231,7 @@ class Program:
     def _sibling_of(self, context: Context, number: int) -> Program:
         program = Program(
             self.request, context, (self.arrival[0], number), self._capacity, self._decode, self._eos_token_ids,
-            step=self._step, sibling=number,
+            self._grammars, step=self._step, sibling=number,
         )  # fmt: skip
         program.cached = self.cached
         program._high_water = self._high_water

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 from myna.engine.errors import InvalidPrompt
 from myna.engine.request import Fill, Generate, Step
 from myna.engine.sampling import SamplingParams
+from myna.engine.structured import tools as tool_calls
+from myna.engine.structured.tools import ToolForm
 from myna.engine.tokens import PromptTokenizer
 
 _ROLE = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
@@ -61,15 +63,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is to be rendered. `tools` (JSON schemas) and `template_arguments` go to the chat template as they are."""
+    """What is to be rendered. `tools` (JSON schemas) and `template_arguments` go to the chat template as they are. `tool_choice`:
+    "required", or a tool's name: then the last output calls it, or, if `parallel`, them."""
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    tool_choice: str = ""
+    parallel: bool = True
 
 
 def render(call: Call, tokenizer: PromptTokenizer, *, prefix: bool = False) -> tuple[Step, ...]:
-    """The program of a call. Raises InvalidPrompt.
+    """The program of a call. Raises InvalidPrompt and InvalidConstraint.
 
     Without roles the messages' segments follow each other. With roles the model's chat template is asked for all
     messages but the last, and for the beginning of the assistant's turn; the last message must be the assistant's, and
@@ -88,7 +93,10 @@ def render(call: Call, tokenizer: PromptTokenizer, *, prefix: bool = False) -> t
         steps.extend(segments)
     else:
         steps.extend(_conversation(call, tokenizer, prefix))
-    return steps.program(prefix)
+    program = steps.program(prefix)
+    if prefix or not call.tools or call.tool_choice == "none":
+        return program
+    return _calling(program, call, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +208,35 @@ def _apply(messages: list[dict[str, Any]], call: Call, tokenizer: PromptTokenize
     except Exception as error:  # a template is the model maker's program and may raise whatever it likes
         raise InvalidPrompt(f"the model's chat template refuses the messages: {error}") from error
     return str(text)
+
+
+def _calling(program: tuple[Step, ...], call: Call, tokenizer: PromptTokenizer) -> tuple[Step, ...]:
+    """The same program; its last output calls a tool, or may call one beside having its format."""
+    *before, last = program
+    assert isinstance(last, Generate), "a program ends with its last output"
+    otherwise = None
+    if call.tool_choice in tool_calls.ANY:
+        otherwise = last.sampling.constraint
+        if otherwise is None or not otherwise.is_json:
+            return program
+    constraint = tool_calls.calls_constraint(
+        call.tools,
+        call.tool_choice,
+        _form(call, tokenizer),
+        parallel=call.parallel,
+        special=tokenizer.special,
+        otherwise=otherwise,
+    )
+    return *before, replace(last, sampling=replace(last.sampling, constraint=constraint))
+
+
+def _form(call: Call, tokenizer: PromptTokenizer) -> ToolForm:
+    """How the model writes calls: as its template does, or as `_TOOLS` tells it."""
+    if not _knows_tools(call, tokenizer):
+        return ToolForm()
+    return tool_calls.form_of(
+        lambda messages, opens: _apply(messages, call, tokenizer, opens=opens), tokenizer.tokenizer.eos_token
+    )
 
 
 _TOOLS = """You can call these functions, each described by a JSON schema:

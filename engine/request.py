@@ -20,6 +20,8 @@ class FinishReason(StrEnum):
     """A stop token or stop string."""
     LENGTH = "length"
     """`max_tokens`, the model's context length or the whole KV pool was reached."""
+    TRUNCATED = "truncated"
+    """The output has a constraint, and was cut, by its length or a stop string, before it was whole."""
 
 
 @dataclass(frozen=True, slots=True)

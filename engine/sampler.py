@@ -9,17 +9,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from myna.engine.device import Fetched, send
 from myna.engine.request import TokenLogprob
 from myna.engine.sampling import SamplingParams
+from myna.engine.structured.matcher import Mask
 
 _MASK = 2**64 - 1
 # Distances below the largest scaled logit within which to look for the tokens that top-k and top-p keep.
 _BOUNDS = (-8.0, -16.0)
+
+
+class Constrained(Protocol):
+    """What a grammar says of the next token. Text that has ended has no say: then all is allowed."""
+
+    def allows(self, token: int) -> bool:
+        """Whether it may be this one."""
+
+    def mask(self) -> Mask | None:
+        """All that it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +41,8 @@ class Row:
 
     `position`: of the token to be drawn, in its context. `counts`: how often each token has been generated so far.
     `prompt_ids`: distinct tokens of the prompt, needed for a repetition penalty only. `banned`: tokens that can't be
-    drawn now.
+    drawn now. `constraint`: what the output's grammar lets through; it is asked when the forward pass has begun. Where it lets
+    nothing through but banned tokens, these can be drawn.
     """
 
     sampling: SamplingParams
@@ -37,6 +51,7 @@ class Row:
     counts: Mapping[int, int]
     prompt_ids: frozenset[int]
     banned: frozenset[int]
+    constraint: Constrained | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +109,18 @@ def begin(logits: Tensor, rows: Sequence[Row], greedy: tuple[Tensor, Tensor] | N
     `greedy`: the largest value of each row and where it is, if they are known already. Waits for nothing on a GPU.
     """
     adjusted = [
-        index for index, row in enumerate(rows) if row.banned or row.sampling.logit_bias or row.sampling.penalised
+        index
+        for index, row in enumerate(rows)
+        if (row.banned and row.constraint is None) or row.sampling.logit_bias or row.sampling.penalised
     ]
     if adjusted:
         logits, greedy = logits.float(), None
         for index in adjusted:
             _adjust(logits[index], rows[index])
     best, tokens = logits.max(dim=-1) if greedy is None else greedy
+    asked = _ask(logits, rows)
+    if any(row.constraint is not None for row in rows):
+        best, tokens = _constrain(logits, rows, best, tokens)
     sound = best.isfinite()
     chosen = [index for index, row in enumerate(rows) if not row.sampling.greedy]
     if chosen:
@@ -108,7 +128,7 @@ def begin(logits: Tensor, rows: Sequence[Row], greedy: tuple[Tensor, Tensor] | N
         part = logits if len(chosen) == len(rows) else logits[place]
         tokens = tokens.to(torch.int64, copy=True)
         tokens[place] = _draw(part.float(), [rows[index] for index in chosen])
-    return Drawing(tokens, sound, _logprobs(logits, rows, tokens))
+    return Drawing(tokens, sound, None if asked is None else asked.of(tokens))
 
 
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[Drawn]:
@@ -124,7 +144,7 @@ def _mix(value: int) -> int:
 
 
 def _adjust(logits: Tensor, row: Row) -> None:
-    """Bias, penalties and bans of one row, in place. `logits`: `[vocabulary]`."""
+    """Bias, penalties and, where no grammar has a say, bans of one row, in place. `logits`: `[vocabulary]`."""
     sampling = row.sampling
     device = logits.device
     if sampling.logit_bias:
@@ -132,8 +152,69 @@ def _adjust(logits: Tensor, row: Row) -> None:
         logits[ids] += send(list(sampling.logit_bias.values()), logits.dtype, device)
     if sampling.penalised:
         _penalise(logits, row)
-    if row.banned:
+    if row.banned and row.constraint is None:
         logits[send(sorted(row.banned), torch.int64, device)] = float("-inf")
+
+
+def _constrain(logits: Tensor, rows: Sequence[Row], best: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Take from constrained rows, in place, what their grammars forbid. Returns the largest of each row and where it is."""
+    on_host = logits.device.type == "cpu"
+    likeliest: list[int] = tokens.tolist() if on_host else []
+    blocked: dict[int, Mask] = {}
+    for index, row in enumerate(rows):
+        # Mostly the likeliest token is allowed: then there is no need of a mask. To look at it on a GPU would be to wait for it.
+        if row.constraint is None or (on_host and row.sampling.greedy and _allows(row, likeliest[index])):
+            continue
+        mask = row.constraint.mask()
+        if mask is not None:
+            blocked[index] = _without(mask, row.banned) if row.banned else mask
+    if not blocked:
+        return best, tokens
+    best, tokens = best.clone(), tokens.to(torch.int64, copy=True)
+    if on_host and all(rows[index].sampling.greedy for index in blocked):
+        for index, mask in blocked.items():
+            best[index], tokens[index] = _likeliest(logits[index], mask)
+        return best, tokens
+    place = send(list(blocked), torch.int64, logits.device)
+    part = logits[place].masked_fill_(~_spread(list(blocked.values()), logits), float("-inf"))
+    logits[place] = part
+    best[place], tokens[place] = part.max(dim=-1)
+    return best, tokens
+
+
+def _allows(row: Row, token: int) -> bool:
+    return token not in row.banned and row.constraint is not None and row.constraint.allows(token)
+
+
+def _without(mask: Mask, banned: frozenset[int]) -> Mask:
+    """The mask without these tokens, if it lets anything else through."""
+    left = mask.copy()
+    for token in banned:
+        left[token // 32] &= ~np.uint32(1 << token % 32)
+    return left if left.any() else mask
+
+
+def _likeliest(logits: Tensor, mask: Mask) -> tuple[float, int]:
+    """The largest of those that a mask allows, and which it is. They are mostly few of many, so that numpy is quicker."""
+    words = np.flatnonzero(mask)
+    if not len(words):
+        return -math.inf, 0
+    at, bits = np.nonzero(np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little"))
+    ids = words[at] * 32 + bits
+    values = logits.float().numpy()[ids]
+    best = values.argmax()
+    return float(values[best]), int(ids[best])
+
+
+def _spread(masks: Sequence[Mask], logits: Tensor) -> Tensor:
+    """Masks as booleans [len(masks), vocabulary], where the logits are."""
+    words, vocabulary, device = np.stack(masks), logits.shape[-1], logits.device
+    if device.type == "cpu":
+        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=vocabulary)
+        return torch.from_numpy(bits.view(np.bool_))
+    there = torch.from_numpy(words.view(np.int32)).pin_memory().to(device, non_blocking=True)
+    spread = there[:, :, None] >> torch.arange(32, dtype=torch.int32, device=device) & 1
+    return spread.view(len(masks), -1)[:, :vocabulary].bool()
 
 
 def _penalise(logits: Tensor, row: Row) -> None:
@@ -242,13 +323,26 @@ class _Logprobs:
         }
 
 
-def _logprobs(logits: Tensor, rows: Sequence[Row], tokens: Tensor) -> _Logprobs | None:
-    """Of the distribution after bias and penalties, for the rows that ask; None where none does."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Log-probabilities of all tokens [asking, vocabulary], for the rows that ask; see `_Logprobs`."""
+
+    counts: Mapping[int, int]
+    asking: Tensor
+    every: Tensor
+
+    def of(self, tokens: Tensor) -> _Logprobs:
+        """Of the drawn ones, and the likeliest."""
+        most = min(max(self.counts.values()), self.every.shape[-1])
+        values, ids = self.every.topk(most, dim=-1)
+        own = self.every.gather(1, tokens[self.asking, None].long())[:, 0]
+        return _Logprobs(self.counts, own, values, ids)
+
+
+def _ask(logits: Tensor, rows: Sequence[Row]) -> _Asked | None:
+    """The distribution after bias and penalties, for the rows that ask; None where none does."""
     counts = {index: row.sampling.logprobs for index, row in enumerate(rows) if row.sampling.logprobs is not None}
     if not counts:
         return None
     asking = send(list(counts), torch.int64, logits.device)
-    every = torch.log_softmax(logits[asking].float(), dim=-1)
-    most = min(max(counts.values()), logits.shape[-1])
-    values, ids = every.topk(most, dim=-1)
-    return _Logprobs(counts, every.gather(1, tokens[asking, None])[:, 0], values, ids)
+    return _Asked(counts, asking, torch.log_softmax(logits[asking].float(), dim=-1))

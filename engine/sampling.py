@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 from myna.engine.errors import InvalidSampling
+from myna.engine.structured.constraint import Constraint
 
 MAX_LOGPROBS = 20
 """Most alternatives that may be asked for at each token."""
@@ -25,7 +26,8 @@ class SamplingParams:
     `stop`: strings before which the text ends. `stop_token_ids`: tokens that end it beside the model's own, which
     `ignore_eos` disregards. `max_tokens` None generates as far as the context goes; before `min_tokens` no stop counts.
     `logprobs`: that many alternatives' log-probabilities with each token's own, of the distribution after bias and
-    penalties and before temperature and cuts. `n`: outputs drawn from the same prompt.
+    penalties and before temperature, constraint and cuts. `n`: outputs drawn from the same prompt. `constraint`: what the
+    text must be; it ends where it is whole and nothing can follow, `min_tokens` or not, so it can't be joined with `ignore_eos`.
     """
 
     temperature: float = 1.0
@@ -44,6 +46,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in _REALS:
@@ -57,6 +60,8 @@ class SamplingParams:
             raise _invalid("min_tokens", self.min_tokens, f"at most max_tokens, which is {self.max_tokens}")
         if not isinstance(self.ignore_eos, bool):
             raise _invalid("ignore_eos", self.ignore_eos, "true or false")
+        if self.constraint is not None and self.ignore_eos:
+            raise _invalid("ignore_eos", True, "false where the output has a format, which knows where the text ends")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))

@@ -33,6 +33,8 @@ class PromptTokenizer:
         self.tokenizer = tokenizer
         description = json.loads(backend.to_str())
         added = [(token["id"], token["content"]) for token in description["added_tokens"] if _is_control(token)]
+        self.special = {token["content"]: token["id"] for token in description["added_tokens"] if token["special"]}
+        """Tokens that no text spells."""
         self._control = {*(number for number, _ in added), *tokenizer.all_special_ids}
         self.control_texts = frozenset(text for _, text in added) | frozenset(tokenizer.all_special_tokens)
         # At the prompt's beginning, and inside it.

@@ -19,7 +19,7 @@ from myna.engine.pages import PageId, PagePool
 class Node:
     """A run of whole pages. `end`: tokens from the root to the node's last token, the node included."""
 
-    __slots__ = ("children", "end", "id", "last_used", "locks", "pages", "parent", "tokens")
+    __slots__ = ("children", "end", "hits", "id", "last_used", "locks", "pages", "parent", "tokens")
 
     def __init__(self, node_id: int, parent: Node | None, tokens: tuple[int, ...], pages: tuple[PageId, ...]) -> None:
         self.id = node_id
@@ -29,6 +29,8 @@ class Node:
         self.end: int = (parent.end if parent else 0) + len(tokens)
         self.children: dict[tuple[int, ...], Node] = {}
         self.locks = 0
+        self.hits = 0
+        """How often a lookup found it."""
         self.last_used = 0
 
     def path(self) -> list[Node]:
@@ -79,10 +81,20 @@ class PrefixTree:
         """What was looked up, found and evicted so far."""
         return TreeStatistics(self._lookup_tokens, self._hit_tokens, self._evicted_tokens)
 
-    def count(self, looked_up: int, hit: int) -> None:
-        """Add a lookup to the statistics; `match` itself counts nothing, since it is also asked speculatively."""
+    @property
+    def roots(self) -> Iterator[tuple[str, Node]]:
+        """Each namespace with its root."""
+        return iter(self._roots.items())
+
+    def count(self, looked_up: int, hit: int, node: Node) -> None:
+        """Add a lookup to the statistics that found `hit` tokens, the last of them in `node`; `match` itself counts nothing,
+        since it is also asked speculatively."""
         self._lookup_tokens += looked_up
         self._hit_tokens += hit
+        known = node.end - hit
+        while node.end > known and node.parent is not None:
+            node.hits += 1
+            node = node.parent
 
     def root(self, namespace: str) -> Node:
         """The root of a namespace, made at its first use. It has no pages and is never evicted."""
@@ -237,6 +249,7 @@ class PrefixTree:
         size = self._pool.page_size
         upper = self._new_node(node.parent, node.tokens[:tokens], node.pages[: tokens // size])
         upper.locks = node.locks
+        upper.hits = node.hits
         upper.last_used = node.last_used
         node.parent.children[node.tokens[:size]] = upper
         node.tokens = node.tokens[tokens:]

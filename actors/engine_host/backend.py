@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import socket
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -18,6 +20,7 @@ import structlog
 
 from myna.actors import config
 from myna.actors.config import Settings
+from myna.actors.engine_host.insight import insight_of
 from myna.actors.engine_host.pulse import READ_EVERY, Pulse, processor_seconds
 from myna.actors.messages import (
     Call,
@@ -42,6 +45,7 @@ from myna.actors.worker.backend import (
     BackendDied,
     BackendRefused,
     Hold,
+    Insight,
     Job,
     JobEnded,
     JobFailed,
@@ -52,6 +56,7 @@ from myna.actors.worker.backend import (
     RunKey,
 )
 from myna.engine import frames
+from myna.engine.request import FinishReason as EngineReason
 
 log = structlog.get_logger(__name__)
 
@@ -64,17 +69,19 @@ _CODES = {
     "PromptTooLong": ErrorCode.PROMPT_TOO_LONG,
     "InvalidSampling": ErrorCode.INVALID_SAMPLING,
     "InvalidPrompt": ErrorCode.INVALID_CALL,
+    "InvalidConstraint": ErrorCode.INVALID_FORMAT,
+    "ConstraintFailed": ErrorCode.INVALID_FORMAT,
 }
 
 
-class Unsupported(ValueError):
-    """A call asks for something that this engine can't do."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Running:
+    """`places`: of each variable, the output that it is one of. `truncated`: why it can't end well, once that is known."""
+
     key: RunKey
     variables: tuple[VarId, ...]
+    places: tuple[Output, ...]
+    truncated: str = ""
 
 
 class EngineBackend(Backend):
@@ -88,6 +95,7 @@ class EngineBackend(Backend):
         self._ready: asyncio.Future[frames.Ready]
         self._running: dict[str, _Running] = {}
         self._load: dict[str, float] = {}
+        self._insight = Insight()
         self._pulse = Pulse()
         self._hung = ""
         self._report: Reporter
@@ -114,7 +122,7 @@ class EngineBackend(Backend):
         self._hello = self._ready.result()
         return Offer(
             WorkerKind.ENGINE,
-            (self._hello.model,),
+            (self._hello.model, *self._settings.engine.aliases),
             capacity=self._hello.max_sequences,
             tokens=self._hello.kv_tokens,
             context_length=self._hello.context_length,
@@ -147,10 +155,10 @@ class EngineBackend(Backend):
         request_id = ".".join(map(str, job.key))
         try:
             frame = frames.encode(_submit(request_id, job, self._hello.tokenizer_digest))
-        except (Unsupported, frames.FrameError) as error:
+        except frames.FrameError as error:
             self._report(JobFailed(job.key, Failure(code=ErrorCode.INVALID_CALL, message=str(error))))
             return
-        self._running[request_id] = _Running(job.key, outputs_of(job.call))
+        self._running[request_id] = _Running(job.key, outputs_of(job.call), tuple(_places(job.call)))
         self._write(frame)
 
     def cancel(self, key: RunKey) -> None:
@@ -167,7 +175,7 @@ class EngineBackend(Backend):
             frame = frames.encode(
                 frames.Retain(_kept(hold.id), call, namespace=hold.cache or hold.tenant, distance=hold.distance)
             )
-        except (Unsupported, frames.FrameError) as error:
+        except frames.FrameError as error:
             log.debug("a prompt can't be kept", call=hold.call.id, reason=str(error))
             return
         self._write(frame)
@@ -179,6 +187,12 @@ class EngineBackend(Backend):
     def load(self) -> dict[str, float]:
         """The figures that the engine told last."""
         return self._load
+
+    def look(self) -> Insight:
+        """What the engine showed last; asks it to show itself again, for the next look."""
+        insight, self._insight = self._insight, Insight(self._insight.progress, (), self._insight.prefixes)
+        self._write(frames.encode(frames.Look()))
+        return insight
 
     async def wait(self) -> None:
         """Until the engine process ends, or hangs. Raises `BackendDied` with the reason."""
@@ -250,12 +264,15 @@ class EngineBackend(Backend):
             case frames.DoneReport(request_id=request_id):
                 running = self._running.pop(request_id, None)
                 if running is not None:
-                    self._report(JobEnded(running.key))
+                    self._report(_truncated(running) if running.truncated else JobEnded(running.key))
             case frames.FailedReport():
                 self._request_failed(report)
             case frames.StatsReport(stats=stats):
                 self._pulse.answered()
                 self._load = {name: float(getattr(stats, name)) for name in _FIGURES}
+            case frames.SurveyReport(survey=survey):
+                keys = {id_: running.key for id_, running in self._running.items()}
+                self._insight = insight_of(survey, keys, time.time())
             case frames.Rejected(reason=reason):
                 log.error("the engine did not understand a frame", reason=reason)
             case frames.Stopped():
@@ -281,7 +298,9 @@ class EngineBackend(Backend):
 
     def _finished(self, report: frames.FinishedReport) -> None:
         running = self._running.get(report.request_id)
-        if running is not None:
+        if running is not None and report.reason is EngineReason.TRUNCATED and not running.places[report.output].partial:
+            self._cut(report, running)
+        elif running is not None:
             usage = Usage(
                 prompt_tokens=report.usage.prompt_tokens,
                 cached_tokens=report.usage.cached_tokens,
@@ -291,12 +310,23 @@ class EngineBackend(Backend):
                 OutputEnded(
                     running.key,
                     running.variables[report.output],
-                    FinishReason(report.reason.value),
+                    _REASONS[report.reason],
                     usage,
                     model=self._hello.model,
                     tokenizer=self._hello.tokenizer_digest,
                 )
             )
+
+    def _cut(self, report: frames.FinishedReport, running: _Running) -> None:
+        """An output was cut before it had its format. Its siblings go on; what would follow it in its context does not."""
+        place = running.places[report.output]
+        running.truncated = (
+            f"output {place.name or running.variables[report.output]!r} was cut after {report.usage.output_tokens} tokens, "
+            "before it had its format: allow it more (max_tokens), or ask for less"
+        )
+        if len(place.variables) == 1:
+            self._report(_truncated(running))
+            self.cancel(running.key)
 
     def _request_failed(self, report: frames.FailedReport) -> None:
         if not report.request_id:  # the model could not be loaded
@@ -307,6 +337,26 @@ class EngineBackend(Backend):
             code = _CODES.get(report.error, ErrorCode.ENGINE_ERROR)
             failure = Failure(code=code, message=report.message, retryable=code is ErrorCode.ENGINE_ERROR)
             self._report(JobFailed(running.key, failure))
+
+
+_REASONS = {
+    EngineReason.STOP: FinishReason.STOP,
+    EngineReason.LENGTH: FinishReason.LENGTH,
+    EngineReason.TRUNCATED: FinishReason.LENGTH,
+}
+
+
+def _truncated(running: _Running) -> JobFailed:
+    return JobFailed(running.key, Failure(code=ErrorCode.TRUNCATED, message=running.truncated))
+
+
+def _places(call: Call) -> Iterator[Output]:
+    """Of each variable that a call makes, the place where it is generated."""
+    if isinstance(call, ModelCall):
+        for message in call.messages:
+            for segment in message.segments:
+                if isinstance(segment, Output):
+                    yield from (segment for _ in segment.variables)
 
 
 def _kept(hold: str) -> str:
@@ -321,7 +371,7 @@ _FIGURES = (
 
 
 def _submit(request_id: str, job: Job, tokenizer: str) -> frames.Submit:
-    """The engine's frame of a job. Raises `Unsupported`."""
+    """The engine's frame of a job."""
     assert isinstance(job.call, ModelCall)
     tenant, session, call_id, _ = job.key
     namespace, cache_prefix = job.cache or str(tenant), job.call.cache_prefix
@@ -342,7 +392,6 @@ def _call_frame(call: ModelCall, job: Job, tokenizer: str) -> frames.CallFrame:
     index = 0
     messages: list[frames.CallMessage] = []
     for message in call.messages:
-        _refuse_unsupported(message, call)
         segments: list[frames.TextSegment | frames.OutputSegment | frames.TokensSegment] = []
         for segment in message.segments:
             match segment:
@@ -367,14 +416,9 @@ def _call_frame(call: ModelCall, job: Job, tokenizer: str) -> frames.CallFrame:
         }
         for t in call.tools
     )
-    return frames.CallFrame(tuple(messages), tools)
-
-
-def _refuse_unsupported(message: Message, call: Call) -> None:
-    if isinstance(call, ModelCall) and call.tool_choice not in ("", "auto"):
-        raise Unsupported("this engine can't make sure that a tool is called yet: leave the choice to the model")
-    if any(isinstance(s, Output) and s.format is not None for s in message.segments):
-        raise Unsupported(f"call {call.id!r}: this engine can't constrain an output to a format yet")
+    return frames.CallFrame(
+        tuple(messages), tools, tool_choice=call.tool_choice, parallel_tool_calls=call.parallel_tool_calls
+    )
 
 
 def _fields(message: Message) -> dict[str, Any]:
@@ -396,4 +440,5 @@ def _output_segment(output: Output, index: int, job: Job) -> frames.OutputSegmen
             n=len(output.variables),
         ),
         forced,
+        frames.Format(output.format.kind, output.format.definition) if output.format is not None else None,
     )

@@ -55,6 +55,24 @@ def test_decodes_and_chunks_of_prompts_share_steps() -> None:
     assert len(said.tokens["first", 0]) == before + steps
 
 
+def test_what_is_computed_ahead_takes_little_of_a_step_until_somebody_waits_for_it() -> None:
+    limits = BatchLimits(4, 32, ahead_tokens=4)
+    config = EngineConfig(page_size=4, kv_tokens=256, limits=limits, checks=True)
+    machine = Engine(HashModel(vocabulary=VOCABULARY, context_length=CONTEXT), words(VOCABULARY), config)
+    machine.submit(ask("running", [1, 2], greedy(20, ignore_eos=True)))
+    machine.step()
+    machine.retain(RequestId("ahead"), [3] * 24)
+    computed = machine.stats().computed_tokens
+    for _ in range(3):
+        machine.step()
+    assert machine.stats().computed_tokens == computed + 3 * (4 + 1)
+    machine.submit(ask("waits", [3] * 25, greedy(1)))
+    said = Said()
+    for _ in range(3):
+        said.hear(machine.step())
+    assert "waits" in said.done
+
+
 def test_the_latest_of_the_least_important_gives_way_first() -> None:
     machine = engine(pages=12, step=64)
     for name, priority in (("important", 1), ("early", 0), ("late", 0)):
