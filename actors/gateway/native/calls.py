@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import UnsetType
 
+from myna.actors import formats
 from myna.actors import messages as wire
 from myna.actors.gateway import problems
 from myna.actors.gateway.http import Answer, Incoming, Json
@@ -13,7 +14,7 @@ from myna.actors.gateway.native.schemas import CallMade, CallSpec, Given, Submis
 from myna.actors.gateway.tenancy import check_stored
 from myna.sdk import ids, template
 from myna.sdk.function import Prepared, Result
-from myna.sdk.parameters import Output
+from myna.sdk.parameters import Output, make_sampling
 from myna.sdk.template import Block, Slot
 from myna.sdk.template import Literal as Constant
 from myna.sdk.variable import as_value
@@ -117,11 +118,12 @@ class _Builder:
     def _output(self, name: str, wanted: Wanted) -> wire.Output:
         transforms = [wire.Transform(kind=t.kind, argument=t.argument) for t in wanted.transforms]
         asked = wanted.format
-        made = wire.ResponseFormat(kind=asked.kind, definition=asked.definition) if asked is not None else None
-        settings = {
-            k: v for k, v in wanted.sampling.items() if k not in ("name", "n", "transforms", "stream", "format")
-        }
-        output = Output(name, n=wanted.n, transforms=transforms, stream=wanted.stream, format=made, **settings)
+        try:
+            made = formats.of_kind(asked.kind, asked.definition) if asked is not None else None
+        except formats.InvalidFormat as error:
+            raise problems.invalid(str(error), f"{self._where}.outputs.{name}.format") from None
+        sampling = make_sampling(**wanted.sampling)
+        output = Output(name, n=wanted.n, transforms=transforms, stream=wanted.stream, format=made)
         bound = [wanted.variable] if isinstance(wanted.variable, str) else wanted.variable
         if bound is not None and (len(bound) != wanted.n or len(set(bound)) != wanted.n):
             raise problems.invalid(f"the output {name!r} has {wanted.n} variables", f"{self._where}.outputs")
@@ -130,7 +132,7 @@ class _Builder:
         return wire.Output(
             variables=variables,
             name=name,
-            sampling=output.sampling,
+            sampling=sampling,
             transforms=output.transforms,
             stream=output.stream,
             format=output.format,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from myna.actors import messages as wire
@@ -190,6 +191,17 @@ class Tokens(Struct):
     output: int
 
 
+class Times(Struct):
+    """Where and when a value was made, in seconds since the epoch: its call was received by the worker, its inputs were read, the
+    first and the last of it were there."""
+
+    worker: str
+    received: float
+    began: float
+    first: float
+    ended: float
+
+
 class Ending(Struct):
     """How a variable stands. `state`: pending, value, failed, cancelled."""
 
@@ -205,6 +217,7 @@ class Ending(Struct):
     message: str | None = None
     function: str | None = None
     retryable: bool | None = None
+    timing: Times | None = None
 
 
 class Nothing(Struct):
@@ -283,7 +296,10 @@ def ending(variable: str, outcome: wire.Outcome | None) -> Ending:
             return Ending(variable, "pending")
         case wire.Value() as v:
             used = Tokens(v.usage.prompt_tokens, v.usage.cached_tokens, v.usage.output_tokens)
-            return Ending(variable, "value", v.text, v.json, v.finish, v.model or None, v.call or None, used)
+            return Ending(
+                *(variable, "value", v.text, v.json, v.finish, v.model or None, v.call or None, used),
+                timing=None if v.timing is None else msgspec.convert(v.timing, Times, from_attributes=True),
+            )
         case wire.Failure() as f:
             return Ending(
                 variable,
