@@ -1,0 +1,132 @@
+"""The cluster of deploy/compose.yaml on a real Docker engine: it starts, serves, is broken and restarted, and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import pytest
+import pytest_asyncio
+
+import myna
+from myna import Output
+from tests.deploy.applications import Load
+from tests.deploy.cluster import LIGHT, DeployedCluster, cut_off, deployed, kill, revive
+from tests.deploy.docker import DEPLOY, compose_commands, docker, run
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(2400), pytest.mark.asyncio(loop_scope="module")]
+
+REAL = "smollm2-135m-instruct"
+
+
+@myna.function(model=REAL)
+def answer(question: str, text: Annotated[str, Output(max_tokens=12, temperature=0.0)]) -> None:
+    """{{#user}}{{question}}{{/user}}{{#assistant}}{{text}}{{/assistant}}"""
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DeployedCluster]:
+    command, *_ = compose_commands()
+    folder = tmp_path_factory.mktemp("cluster")
+    async with deployed(command, (*LIGHT, "engine"), folder, build=True) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def load(cluster: DeployedCluster) -> AsyncIterator[Load]:
+    await cluster.healthy()
+    async with cluster.client() as client:
+        yield Load(client, await cluster.gateways())
+
+
+async def test_an_application_runs_on_the_real_model_through_the_sdk_and_both_gateways(
+    cluster: DeployedCluster,
+) -> None:
+    question = "What is the capital of France?"
+    async with cluster.client() as client, client.session("real"):
+        text = await answer(question).get()
+    assert "Paris" in text
+    for gateway in await cluster.gateways():
+        said = await gateway.chat.completions.create(
+            model=REAL, messages=[{"role": "user", "content": question}], max_tokens=12, temperature=0.0
+        )
+        assert "Paris" in str(said.choices[0].message.content)
+
+
+async def test_no_process_has_rights_that_it_does_not_need(cluster: DeployedCluster) -> None:
+    for service in cluster.services:
+        for container in await cluster.compose.containers(service):
+            (seen,) = json.loads(await docker("inspect", container))
+            assert seen["Config"]["User"] == "myna", service
+            assert seen["HostConfig"]["ReadonlyRootfs"], service
+    (engine, *_) = await cluster.compose.containers("engine")
+    seen = await docker(
+        "exec", engine, "sh", "-c", "cat /keys/*/*; ls /var/lib/myna; touch /opt/code/file 2>&1 || true"
+    )
+    assert seen.count("BEGIN NATS USER JWT") == 1
+    assert "authority" not in seen
+    assert "Read-only file system" in seen
+
+
+async def test_to_start_again_what_runs_changes_no_key(cluster: DeployedCluster) -> None:
+    before = await cluster.compose.operator("sh", "-c", "cat /var/lib/myna/keys/*/* /keys/gateway/*")
+    await cluster.compose("up", "-d", "--no-build", *cluster.services)
+    assert await cluster.compose.operator("sh", "-c", "cat /var/lib/myna/keys/*/* /keys/gateway/*") == before
+
+
+async def test_nothing_is_lost_when_a_server_the_leader_and_an_engine_are_killed(
+    cluster: DeployedCluster, load: Load
+) -> None:
+    async with load.running() as tally:
+        await tally.progress()
+        for service in ("nats-2", await cluster.leader(), "noop"):
+            (container, *_) = await cluster.compose.containers(service)
+            await kill(container)
+            await tally.progress()
+            await revive(container)
+            await cluster.healthy()
+    assert tally.wrong == []
+
+
+async def test_nothing_is_lost_when_the_network_is_cut(cluster: DeployedCluster, load: Load) -> None:
+    outside, routes = await cluster.compose.network("default"), await cluster.compose.network("routes")
+    async with load.running() as tally:
+        await tally.progress()
+        leader = await cluster.leader()
+        for service, network, alias in (
+            ("noop", outside, "noop"),
+            (leader, outside, leader),
+            # Clients stay connected to a server that has lost the others.
+            ("nats-3", routes, "route-3"),
+        ):
+            (container, *_) = await cluster.compose.containers(service)
+            async with cut_off(container, network, service, alias):
+                await tally.progress()
+            await cluster.healthy()
+    assert tally.wrong == []
+
+
+async def test_every_service_is_restarted_under_load_and_no_call_fails(cluster: DeployedCluster, load: Load) -> None:
+    ids = {service: await cluster.compose.containers(service) for service in cluster.services}
+    async with load.running() as tally:
+        await tally.progress()
+        said = await run(
+            str(DEPLOY / "roll"), *cluster.services, environment=cluster.compose.environment, seconds=1200.0
+        )
+        assert said.rstrip().endswith("all is well")
+        await tally.progress()
+    assert tally.wrong == []
+    for service, before in ids.items():
+        after = await cluster.compose.containers(service)
+        assert len(after) == len(before)
+        assert not set(after) & set(before), f"{service} was not restarted"
+
+
+async def test_nothing_is_left_of_what_ran(cluster: DeployedCluster) -> None:
+    async with asyncio.timeout(60.0):
+        while (seen := await cluster.status())["sessions"]:
+            pass  # to ask takes a second
+    assert seen["queued"] == 0
+    assert all(worker["running"] == 0 for worker in seen["workers"])
