@@ -19,6 +19,7 @@ or key, the value, and what would be right. Passwords are never shown: not in an
     MYNA_HOME           -                     where the state of `myna up` is kept
     MYNA_CACHE          cache                 where converted models are kept
     MYNA_MODEL          engine.model          hub id, folder or GGUF file; the default model without it
+    MYNA_ALIASES        engine.aliases        other names under which that model is served, separated by commas
     MYNA_MAX_SEQUENCES  engine.max_sequences  sequences that an engine runs at once
     MYNA_KV_MEMORY      engine.kv_memory      memory for the KV cache: 512M, 4G
     MYNA_DTYPE          engine.dtype          float32, bfloat16 or float16
@@ -30,6 +31,8 @@ or key, the value, and what would be right. Passwords are never shown: not in an
     MYNA_GATEWAY_BODY   gateway.max_body      largest body of a request: 4M
     MYNA_GATEWAY_TIMEOUT  gateway.timeout     seconds that a request may wait for its result
     MYNA_GATEWAY_ORIGINS  gateway.origins     origins of web pages that may use it, separated by commas (CORS)
+    MYNA_HEALTH_FILE    -                     a file that an actor touches while it is well: see `actors/health.py`
+    MYNA_ENDPOINTS      endpoints             file with the endpoints that are served too: see `actors/endpoints/settings.py`
     MYNA_LOG            log.level             debug, info, warning, error
     MYNA_LOG_FORMAT     log.format            auto, text, json
 """
@@ -128,6 +131,7 @@ class EngineSettings:
     """One engine. None leaves the choice to the engine, which looks at model and machine. `kv_memory` is in bytes."""
 
     model: str | None = None
+    aliases: tuple[str, ...] = ()
     max_sequences: int | None = None
     kv_memory: int | None = None
     dtype: Dtype | None = None
@@ -159,6 +163,8 @@ class Settings:
     engine: EngineSettings = EngineSettings()
     gateway: GatewaySettings = GatewaySettings()
     serving: ServingTls | None = None
+    endpoints: Path | None = None
+    health: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +218,7 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
         ),
         engine=EngineSettings(
             model=source.take("MYNA_MODEL", "engine.model", _maybe(str), None),
+            aliases=source.take("MYNA_ALIASES", "engine.aliases", _names, ()),
             max_sequences=source.take("MYNA_MAX_SEQUENCES", "engine.max_sequences", _maybe(_positive), None),
             kv_memory=source.take("MYNA_KV_MEMORY", "engine.kv_memory", _maybe(_bytes), None),
             dtype=source.take("MYNA_DTYPE", "engine.dtype", _maybe(_one_of(Dtype)), None),
@@ -227,12 +234,14 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
             origins=source.take("MYNA_GATEWAY_ORIGINS", "gateway.origins", _origins, ()),
         ),
         serving=_serving(source),
+        endpoints=source.take("MYNA_ENDPOINTS", "endpoints", _maybe(_path), None),
+        health=_path(told) if (told := environment.get("MYNA_HEALTH_FILE")) else None,
     )
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
-    """The variables from which `read` makes `settings` again, for a child process; without `serving`, which is the supervisor's
-    alone. With the password: don't log it."""
+    """The variables from which `read` makes `settings` again, for a child process; without `serving` and `health`, which are the
+    parent's alone. With the password: don't log it."""
     address, engine, gateway = settings.address, settings.engine, settings.gateway
     variables: dict[str, object] = {
         "MYNA_URL": address and address.url,
@@ -246,9 +255,11 @@ def to_environment(settings: Settings) -> dict[str, str]:
         "MYNA_TENANT": settings.tenant,
         "MYNA_HOME": settings.home,
         "MYNA_CACHE": settings.cache,
+        "MYNA_ENDPOINTS": settings.endpoints,
         "MYNA_LOG": settings.log.level,
         "MYNA_LOG_FORMAT": settings.log.format,
         "MYNA_MODEL": engine.model,
+        "MYNA_ALIASES": ",".join(engine.aliases) or None,
         "MYNA_MAX_SEQUENCES": engine.max_sequences,
         "MYNA_KV_MEMORY": engine.kv_memory,
         "MYNA_DTYPE": engine.dtype,
@@ -268,6 +279,11 @@ def child_environment(settings: Settings) -> dict[str, str]:
     """The whole environment of a child process: this process's, with `settings` in place of its own MYNA_ variables."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MYNA_")}
     return inherited | to_environment(settings) | {"PYTHONUNBUFFERED": "1"}
+
+
+def variable(name: str) -> str:
+    """The variable that a file names in place of a secret; empty if it is not set."""
+    return os.environ.get(name, "")
 
 
 def engine_environment() -> dict[str, str]:
@@ -335,11 +351,6 @@ def with_tenant(settings: Settings, tenant: str | None) -> Settings:
     return settings if tenant is None else replace(settings, tenant=token(tenant, "tenant"))
 
 
-def with_model(settings: Settings, model: str) -> Settings:
-    """`settings` with another model."""
-    return replace(settings, engine=replace(settings.engine, model=model))
-
-
 # --- Where settings stand ---------------------------------------------------------------------------------------------
 
 
@@ -362,7 +373,9 @@ _TABLES: dict[str, frozenset[str]] = {
     "log": frozenset(f.name for f in fields(LogSettings)),
     "gateway": frozenset(f.name for f in fields(GatewaySettings)),
 }
-_KEYS = frozenset({"url", "user", "password", "password_file", "credentials", "replicas", "tenant", "cache", *_TABLES})
+_KEYS = frozenset(
+    {"url", "user", "password", "password_file", "credentials", "replicas", "tenant", "cache", "endpoints", *_TABLES}
+)
 
 
 def _check_keys(document: Mapping[str, Any], path: Path) -> None:
@@ -485,6 +498,13 @@ def _origins(text: str) -> tuple[str, ...]:
     if not all(origin == "*" or re.fullmatch(r"https?://[^/\s]+", origin) for origin in origins):
         raise ValueError("must be origins such as https://example.org, separated by commas")
     return origins
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise ValueError("must be names, separated by commas")
+    return names
 
 
 def _replicas(text: str) -> int:

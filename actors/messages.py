@@ -144,6 +144,9 @@ class Output(Frozen, frozen=True, tag="output"):
     transforms: tuple[Transform, ...] = ()
     stream: StreamMode = StreamMode.LIVE
     format: ResponseFormat | None = None
+    partial: bool = False
+    """Whether a text that was cut before it had its format, or had called its tool, is a value all the same, whose `finish` is
+    `length`. Otherwise that is a failure, `truncated`."""
 
 
 Segment = Text | Input | Output
@@ -188,6 +191,8 @@ class ModelCall(Frozen, frozen=True, tag="model"):
     cache_prefix: bool = True
     memoise: bool = False
     """Its result may be taken from an identical call of the tenant, if all that it draws is determined."""
+    parallel_tool_calls: bool = True
+    """Whether several tools may be called at once, where `tool_choice` wants one called."""
 
 
 class Argument(Frozen, frozen=True, tag="argument"):
@@ -280,7 +285,14 @@ class Close(Frozen, frozen=True, tag="close"):
     reason: str = ""
 
 
-LogEntry = Open | Declare | Submit | Want | Unwant | Cancel | Close
+class Tried(Frozen, frozen=True, tag="tried"):
+    """Written by the scheduler: so many attempts of a call have failed. A later leader goes on counting from there."""
+
+    call: Id
+    tries: Annotated[int, Meta(ge=0)]
+
+
+LogEntry = Open | Declare | Submit | Want | Unwant | Cancel | Close | Tried
 
 
 # --- What a variable ends in ------------------------------------------------------------------------------------------
@@ -296,15 +308,26 @@ class FinishReason(StrEnum):
 
 
 class Usage(Frozen, frozen=True, tag="usage"):
-    """Tokens that a call took: prompt (of which cached) and output."""
+    """Tokens that a call took: prompt (of which cached) and output. `cost`: what they cost, where the worker has a price, in
+    millionths of the currency in which the operator states prices."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    cost: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost=self.cost + other.cost,
+        )
 
 
 class TokenLogprob(Frozen, frozen=True, tag="logprob"):
-    """One generated token with its log-probability and the likeliest alternatives; `text` and `top_texts` are what they spell."""
+    """One generated token with its log-probability and the likeliest alternatives; `text` and `top_texts` are what they spell.
+    Ids are those of the value's tokenizer; where it names none, they mean nothing."""
 
     token: int
     logprob: float
@@ -351,6 +374,8 @@ class ErrorCode(StrEnum):
     CYCLE = "cycle"
     PROMPT_TOO_LONG = "prompt_too_long"
     INVALID_SAMPLING = "invalid_sampling"
+    INVALID_FORMAT = "invalid_format"
+    TRUNCATED = "truncated"
     TRANSFORM_FAILED = "transform_failed"
     VALUE_TOO_LARGE = "value_too_large"
     NATIVE_ERROR = "native_error"
@@ -418,7 +443,8 @@ class Running(Frozen, frozen=True, tag="running", array_like=True):
 
 
 class Announce(Frozen, frozen=True, tag="announce"):
-    """A worker presents itself: on start, when its offer changes, and whenever a scheduler says hello."""
+    """A worker presents itself: on start, when its offer changes, and whenever a scheduler says hello. `paused`: why it takes no
+    calls for a while, if it takes none. `named_only`: it takes those alone that name what it serves."""
 
     protocol: int
     worker: Id
@@ -432,6 +458,8 @@ class Announce(Frozen, frozen=True, tag="announce"):
     draining: bool = False
     tenant: Id | None = None
     running: tuple[Running, ...] = ()
+    paused: str = ""
+    named_only: bool = False
 
 
 class Beat(Frozen, frozen=True, tag="beat"):
@@ -548,6 +576,98 @@ WorkerMessage = Announce | Beat | Leave | Event
 SchedulerMessage = Hello | Run | Stop | Retain | Release | Drain
 
 
+# --- What workers show of themselves ----------------------------------------------------------------------------------
+
+
+class Phase(StrEnum):
+    """How far a call is at its worker."""
+
+    READING = "reading"  # its inputs
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    STORING = "storing"  # the last of its values
+
+
+class CallSight(Frozen, frozen=True, tag="call-sight"):
+    """A call at a worker, received at `since` (seconds since the epoch). `produced` tokens of its outputs; of `tokens` in its
+    context, `computed` have KV and `cached` were there before. `prefix`: the deepest of the worker's prefixes that it uses."""
+
+    tenant: Id
+    session: Id
+    call: Id
+    attempt: int
+    function: str
+    phase: Phase
+    since: float
+    produced: int = 0
+    tokens: int = 0
+    computed: int = 0
+    cached: int = 0
+    prefix: int | None = None
+
+
+class SpanSight(Frozen, frozen=True, tag="span-sight"):
+    """A call that has ended at a worker; times as in `Timing`."""
+
+    tenant: Id
+    session: Id
+    call: Id
+    attempt: int
+    function: str
+    received: float
+    began: float
+    first: float
+    ended: float
+    usage: Usage = Usage()
+
+
+class StepSight(Frozen, frozen=True, tag="step-sight"):
+    """The steps of an engine that began within a moment, which begins at `at` (seconds since the epoch): the `seconds` that they
+    took, the tokens drawn, the prompt tokens computed; then what ran, waited, and the KV pages in use."""
+
+    at: float
+    seconds: float
+    steps: int
+    drawn: int
+    prefilled: int
+    running: int
+    waiting: int
+    pages: int
+
+
+class PrefixSight(Frozen, frozen=True, tag="prefix-sight"):
+    """A run of `tokens` from position `begin` on, in the prefix tree of cache `cache`: found `hits` times, used by `holders` now.
+    `text` is how it begins."""
+
+    id: int
+    parent: int | None
+    cache: str
+    begin: int
+    tokens: int
+    hits: int
+    holders: int
+    text: str = ""
+
+
+class Sight(Frozen, frozen=True, tag="sight"):
+    """What a worker shows to people who look, once a second, whether anybody does or not. Bounded: `left_out` calls are missing.
+    `steps` and `ended` are those since the last one."""
+
+    worker: Id
+    incarnation: str
+    at: float
+    kind: WorkerKind
+    serves: tuple[str, ...]
+    capacity: int
+    load: dict[str, float] = field(default_factory=dict)
+    calls: tuple[CallSight, ...] = ()
+    ended: tuple[SpanSight, ...] = ()
+    steps: tuple[StepSight, ...] = ()
+    prefixes: tuple[PrefixSight, ...] = ()
+    left_out: int = 0
+
+
 # --- Tenants ----------------------------------------------------------------------------------------------------------
 
 
@@ -617,6 +737,7 @@ class WorkerStatus(Frozen, frozen=True, tag="worker-status"):
     draining: bool
     silent_seconds: float
     tenant: Id | None = None
+    paused: str = ""
 
 
 class SessionStatus(Frozen, frozen=True, tag="session-status"):
@@ -734,12 +855,35 @@ class GraphView(Frozen, frozen=True, tag="graph"):
     left_out: int = 0
 
 
+class LogRequest(Frozen, frozen=True, tag="log?"):
+    """A tenant asks the leading scheduler for the log of a session of its own, from above a sequence."""
+
+    session: Id
+    after: Annotated[int, Meta(ge=0)] = 0
+
+
+class LogLine(Frozen, frozen=True, tag="log-line"):
+    """An entry of a log as it was stored: the bytes of a `LogEntry`, and when the stream took them (seconds since the epoch)."""
+
+    sequence: int
+    at: float
+    entry: bytes
+
+
+class LogPage(Frozen, frozen=True, tag="log"):
+    """The answer, in order. `more`: there is more above the last of these."""
+
+    lines: tuple[LogLine, ...] = ()
+    more: bool = False
+
+
 AnyMessage = (
     LogEntry
     | Outcome
     | Chunk
     | WorkerMessage
     | SchedulerMessage
+    | Sight
     | Alive
     | StatusRequest
     | DrainRequest
@@ -748,6 +892,8 @@ AnyMessage = (
     | Explanation
     | GraphRequest
     | GraphView
+    | LogRequest
+    | LogPage
     | TenantPolicy
     | SessionUsage
 )

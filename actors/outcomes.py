@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
@@ -44,9 +44,7 @@ def pack(outcome: Outcome) -> tuple[bytes, dict[str, str]]:
     }
     if isinstance(outcome, Value):
         digest = hashlib.blake2b(outcome.text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-        usage = outcome.usage
-        figures = (len(outcome.text), digest, usage.prompt_tokens, usage.cached_tokens, usage.output_tokens)
-        headers[subjects.CONTENT_HEADER] = " ".join(map(str, figures))
+        headers[subjects.CONTENT_HEADER] = f"{len(outcome.text)} {digest} {_written(outcome.usage)}"
     return body, headers
 
 
@@ -86,8 +84,7 @@ def read_content(headers: Mapping[str, str]) -> Content:
     """Content from headers; all empty where a writer left it out, or wrote nonsense."""
     try:
         characters, digest, *tokens = headers[subjects.CONTENT_HEADER].split(" ")
-        prompt, cached, output = (min(max(int(n), 0), 2**31) for n in tokens)
-        usage = Usage(prompt_tokens=prompt, cached_tokens=cached, output_tokens=output)
+        usage = _usage([min(max(int(n), 0), 2**31) for n in tokens])
         return Content(min(max(int(characters), 0), 2**31), digest[:32], usage)
     except (KeyError, ValueError):
         return Content()
@@ -95,18 +92,28 @@ def read_content(headers: Mapping[str, str]) -> Content:
 
 def usage_headers(record: SessionUsage) -> dict[str, str]:
     """What a record's headers tell of it: how many calls, and what they used."""
-    used = record.used
-    figures = (len(record.calls), used.prompt_tokens, used.cached_tokens, used.output_tokens)
-    return {subjects.USAGE_HEADER: " ".join(map(str, figures))}
+    return {subjects.USAGE_HEADER: f"{len(record.calls)} {_written(record.used)}"}
 
 
 def read_usage(headers: Mapping[str, str]) -> tuple[int, Usage]:
     """The same from headers; nothing where they are missing: only schedulers write records."""
     try:
-        calls, prompt, cached, output = map(int, headers[subjects.USAGE_HEADER].split(" "))
+        calls, *figures = map(int, headers[subjects.USAGE_HEADER].split(" "))
+        return calls, _usage(figures)
     except (KeyError, ValueError):
         return 0, Usage()
-    return calls, Usage(prompt_tokens=prompt, cached_tokens=cached, output_tokens=output)
+
+
+def _written(usage: Usage) -> str:
+    """Its figures; the cost only where there is one, since older readers know but three."""
+    figures = (usage.prompt_tokens, usage.cached_tokens, usage.output_tokens)
+    return " ".join(map(str, (*figures, usage.cost) if usage.cost else figures))
+
+
+def _usage(figures: Sequence[int]) -> Usage:
+    """Usage of its figures. Raises `ValueError` for too few or too many."""
+    prompt, cached, output, cost = figures if len(figures) == 4 else (*figures, 0)
+    return Usage(prompt_tokens=prompt, cached_tokens=cached, output_tokens=output, cost=cost)
 
 
 _Ending = TypeVar("_Ending", bound=Failure | Cancellation)

@@ -17,6 +17,7 @@ import structlog
 from myna.actors import config, logs
 from myna.actors.bus import BusError
 from myna.actors.config import ConfigError, Settings
+from myna.actors.health import Health
 from myna.actors.machine.child import ready
 
 Serve = Callable[[Settings, asyncio.Event], Awaitable[None]]
@@ -53,25 +54,31 @@ async def _until_stopped(settings: Settings, serve: Serve) -> None:
     await serve(settings, stop)
 
 
+_UNTOLD = Health(None, lambda: False)
+
+
 async def attend(
     actor: Coroutine[Any, Any, None],
     began: asyncio.Event,
     stop: asyncio.Event,
     *,
+    health: Health = _UNTOLD,
     drain: Callable[[], None] | None = None,
     grace: float = 0.0,
 ) -> None:
-    """Run `actor` until `stop`; tell the supervisor when it has begun. Then let it `drain` for `grace` seconds, and end it."""
+    """Run `actor` until `stop`; tell the supervisor when it has begun, and its `health` meanwhile. Then let it `drain` for
+    `grace` seconds, and end it."""
     work = asyncio.ensure_future(actor)
     waiters = [asyncio.ensure_future(event.wait()) for event in (began, stop)]
     try:
-        await asyncio.wait((work, *waiters), return_when=asyncio.FIRST_COMPLETED)
-        if began.is_set():
-            ready()
-            await asyncio.wait((work, waiters[1]), return_when=asyncio.FIRST_COMPLETED)
-        if began.is_set() and drain is not None and not work.done():
-            drain()
-            await asyncio.wait((work,), timeout=grace)
+        async with health.told():
+            await asyncio.wait((work, *waiters), return_when=asyncio.FIRST_COMPLETED)
+            if began.is_set():
+                ready()
+                await asyncio.wait((work, waiters[1]), return_when=asyncio.FIRST_COMPLETED)
+            if began.is_set() and drain is not None and not work.done():
+                drain()
+                await asyncio.wait((work,), timeout=grace)
     finally:
         for task in (work, *waiters):
             task.cancel()

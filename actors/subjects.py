@@ -10,6 +10,7 @@
     myna-workers.<worker>.{announce,beat,event,leave}  worker -> scheduler
     myna-agent.<tenant>.<worker>.…, myna-agents.<tenant>.<worker>.…   the same for a tenant's agents
     myna-scheduler.hello                   scheduler -> all workers
+    myna-sight.<worker>                    what an engine shows of itself: worker -> gateways, operator
     myna-question.{status,why}             operator -> the leading scheduler
     myna-ask.<tenant>.{status,why}         a tenant asks the same, of what is its own
     myna-tenant.<tenant>                   what the operator grants a tenant: quotas, weight          stream TENANTS
@@ -182,9 +183,15 @@ def from_agent(tenant: Tenant, worker: WorkerId, leaf: FromWorker) -> str:
     return f"myna-agents.{token(tenant, 'tenant')}.{token(worker, 'worker')}.{leaf.value}"
 
 
+def sight(worker: WorkerId) -> str:
+    """Where an engine shows what it does."""
+    return f"myna-sight.{token(worker, 'worker')}"
+
+
 TO_WORKERS, FROM_WORKERS = "myna-worker.*.*", "myna-workers.*.*"
 TO_AGENTS, FROM_AGENTS = "myna-agent.*.*.*", "myna-agents.*.*.*"
 HELLO = "myna-scheduler.hello"
+SIGHTS = "myna-sight.*"
 
 
 class Question(StrEnum):
@@ -194,6 +201,7 @@ class Question(StrEnum):
     WHY = "why"
     GRAPH = "graph"
     DRAIN = "drain"
+    LOG = "log"
 
 
 def ask(tenant: Tenant, question: Question) -> str:
@@ -241,7 +249,11 @@ class Republish:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A JetStream stream. `single`: one message a subject, a second is refused. `memory`: not kept on disk."""
+    """A JetStream stream. `single`: one message a subject, a second is refused. `memory`: not kept on disk.
+
+    `duplicate_window`: seconds for which the server remembers message ids, 200 to 300 bytes each, most of its memory where much
+    is written. A single-assignment stream needs few: a repetition that comes later is refused, and its writer compares.
+    """
 
     name: str
     subjects: tuple[str, ...]
@@ -252,11 +264,13 @@ class Stream:
     duplicate_window: float = 120.0
 
 
+_SHORT = 10.0
 LOG = Stream("MYNA_LOG", ("myna.*.*.log",))
 VALUES = Stream(
     "MYNA_VALUES",
     ("myna.*.*.set.*",),
     single=True,
+    duplicate_window=_SHORT,
     republish=Republish("myna.*.*.set.*", "myna.{{wildcard(1)}}.{{wildcard(2)}}.var.{{wildcard(3)}}"),
 )
 CHUNKS = Stream(
@@ -264,10 +278,11 @@ CHUNKS = Stream(
     ("myna.*.*.put.*.*",),
     single=True,  # in files, which cost 2 % of the rate: the restart of an only server must not tear what readers have seen
     max_age=3600.0,
+    duplicate_window=_SHORT,
     republish=Republish("myna.*.*.put.*.*", "myna.{{wildcard(1)}}.{{wildcard(2)}}.tok.{{wildcard(3)}}.{{wildcard(4)}}"),
 )
 TENANTS = Stream("MYNA_TENANTS", ("myna-tenant.*",))
-USAGE = Stream("MYNA_USAGE", ("myna-usage.*.*.*",), single=True, max_age=90 * 86400.0)
+USAGE = Stream("MYNA_USAGE", ("myna-usage.*.*.*",), single=True, max_age=90 * 86400.0, duplicate_window=_SHORT)
 SESSION_STREAMS = (LOG, VALUES, CHUNKS)
 STREAMS = (*SESSION_STREAMS, TENANTS, USAGE)
 

@@ -17,27 +17,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from myna.actors import config
+from myna.sdk.cli_look import graph, top, trace
+from myna.sdk.cli_parts import Told, exported, located, plain_table, request, terminal
 from myna.sdk.cli_tenants import tenants
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from myna.actors.machine.home import Info
     from myna.actors.machine.shell import Observer
     from myna.actors.messages import Explanation, Status, Timing
-    from myna.actors.subjects import Question
     from myna.sdk.recording import Recording
-
-
-class Told(click.ClickException):
-    """An error that is a person's to mend: shown as one message, exit status 1."""
-
-
-class Unreachable(Told):
-    """There is nobody to ask."""
-
-    exit_code = 3
 
 
 class Commands(click.Group):
@@ -73,30 +63,38 @@ def main() -> None:
     """Myna serves LLM applications: graphs of calls joined by semantic variables, over NATS."""
 
 
-main.add_command(tenants)
+for command in (tenants, top, graph, trace):
+    main.add_command(command)
 
 
 # --- up ---------------------------------------------------------------------------------------------------------------
 
 
 @main.command()
-@click.option("--engines", type=click.IntRange(1, 64), default=1, show_default=True, help="How many engines to run.")
-@click.option("--model", help="Hub id, folder or GGUF file. [default: MYNA_MODEL, else SmolLM2-135M-Instruct]")
+@click.option(
+    "--engines", type=click.IntRange(0, 64), default=1, show_default=True, help="How many engines, of each model."
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Hub id, folder or GGUF file; may be given several times. [default: MYNA_MODEL, else SmolLM2-135M-Instruct]",
+)
 @click.option("--noop", is_flag=True, help="Engines without a model, which answer at once: for trying things out.")
 @click.option(
     "--gateway/--no-gateway", default=True, help="Whether to serve HTTP: on MYNA_GATEWAY_PORT, 9000, or another."
 )
-def up(engines: int, model: str | None, noop: bool, gateway: bool) -> None:
-    """Run a whole machine here: NATS server, scheduler, engines, HTTP gateway. Ctrl-C ends it."""
+def up(engines: int, models: tuple[str, ...], noop: bool, gateway: bool) -> None:
+    """Run a whole machine here: NATS server, scheduler, engines, MYNA_ENDPOINTS, HTTP gateway. Ctrl-C ends it."""
     from myna.actors import logs
     from myna.actors.machine import Plan
     from myna.actors.machine import up as run_machine
 
     settings = config.read()
-    if model is not None:
-        settings = config.with_model(settings, model)
+    if engines == 0 and settings.endpoints is None:
+        raise Told("no engine and no endpoint: nothing could be computed; set MYNA_ENDPOINTS, or leave --engines out")
     logs.configure(settings.log, process="up")
-    console = _console(stderr=True)
+    console = terminal(stderr=True)
     with console.status("starting") as status:
 
         def on_ready(info: Info, folder: Path) -> None:
@@ -104,7 +102,9 @@ def up(engines: int, model: str | None, noop: bool, gateway: bool) -> None:
             _tell_ready(console, info, settings.home, folder)
 
         # The light client may be installed with an engine, but without what the gateway needs.
-        plan = Plan(engines=engines, noop=noop, gateway=gateway and util.find_spec("uvicorn") is not None)
+        plan = Plan(
+            engines=engines, models=models, noop=noop, gateway=gateway and util.find_spec("uvicorn") is not None
+        )
         asyncio.run(run_machine(settings, plan, on_ready=on_ready, on_change=_show_progress(status.update)))
     console.print("stopped; no process is left")
 
@@ -131,14 +131,14 @@ def _tell_ready(console: Console, info: Info, home: Path, logs: Path) -> None:
 @click.option("--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait.")
 def status(as_json: bool, timeout: float) -> None:
     """Show the engines, agents and open sessions, and how many calls wait."""
-    seen = asyncio.run(_ask(_located(operator=True), timeout))
+    seen = asyncio.run(_ask(located(operator=True), timeout))
     if as_json:
         import msgspec
 
         click.echo(msgspec.json.encode(seen))
     else:
-        _show(_console(), seen)
-        _show_gateway(_console())
+        _show(terminal(), seen)
+        _show_gateway(terminal())
 
 
 @main.command()
@@ -155,7 +155,7 @@ def why(call: str, session: str | None, as_json: bool, timeout: float) -> None:
             subjects.token(name, "id")
         except subjects.InvalidName as error:
             raise Told(str(error)) from None
-    seen = asyncio.run(_ask_why(_located(operator=True), call, session, timeout))
+    seen = asyncio.run(_ask_why(located(operator=True), call, session, timeout))
     if as_json:
         import msgspec
 
@@ -182,10 +182,10 @@ def drain(worker: str, timeout: float) -> None:
     from myna.actors.subjects import Question
 
     try:
-        request = codec.encode(DrainRequest(worker=subjects.token(worker, "worker")))
+        question = codec.encode(DrainRequest(worker=subjects.token(worker, "worker")))
     except subjects.InvalidName as error:
         raise Told(str(error)) from None
-    answer = asyncio.run(_request(_located(operator=True), Question.DRAIN, request, timeout))
+    answer = asyncio.run(request(located(operator=True), Question.DRAIN, question, timeout))
     seen: Status = codec.decode(answer, Status)
     found = next((w for w in seen.workers if w.worker == worker), None)
     if found is None:
@@ -198,7 +198,7 @@ async def _ask_why(settings: config.Settings, call: str, session: str | None, se
     from myna.actors.messages import Explanation, Why
     from myna.actors.subjects import Question
 
-    answer = await _request(settings, Question.WHY, codec.encode(Why(call=call, session=session)), seconds)
+    answer = await request(settings, Question.WHY, codec.encode(Why(call=call, session=session)), seconds)
     return codec.decode(answer, Explanation)
 
 
@@ -207,26 +207,7 @@ async def _ask(settings: config.Settings, seconds: float) -> Status:
     from myna.actors.messages import Status, StatusRequest
     from myna.actors.subjects import Question
 
-    return codec.decode(await _request(settings, Question.STATUS, codec.encode(StatusRequest()), seconds), Status)
-
-
-async def _request(settings: config.Settings, question: Question, data: bytes, seconds: float) -> bytes:
-    """A question to the leading scheduler: about all tenants as the operator, else about one's own."""
-    from myna.actors import subjects
-    from myna.actors.bus import Unavailable
-    from myna.actors.messages import Tenant
-
-    operator = config.asks_as_operator(settings)
-    subject = subjects.question(question) if operator else subjects.ask(Tenant(settings.tenant), question)
-    bus = await config.connect_bus(settings, "myna-question", patience=seconds)
-    try:
-        answer = await bus.request(subject, data, timeout=seconds)
-    except Unavailable as error:
-        address = settings.address and settings.address.url
-        raise Unavailable(f"the server at {address} is there, but no scheduler leads: {error}") from error
-    finally:
-        await bus.close()
-    return answer.data
+    return codec.decode(await request(settings, Question.STATUS, codec.encode(StatusRequest()), seconds), Status)
 
 
 def _show_gateway(console: Console) -> None:
@@ -242,16 +223,16 @@ def _show_gateway(console: Console) -> None:
 def _show(console: Console, seen: Status) -> None:
     leads = f"scheduler {seen.scheduler} leads (lease {seen.lease})"
     console.print(f"{leads}; {seen.queued} ready calls wait for a worker", highlight=False)
-    workers = _table("worker", "kind", "serves", "running", "capacity", "heard of")
+    workers = plain_table("worker", "kind", "serves", "running", "capacity", "heard of")
     for worker in seen.workers:
         heard = "draining" if worker.draining else f"{worker.silent_seconds:.1f} s ago"
         serves = ", ".join(worker.serves)
         workers.add_row(worker.worker, worker.kind, serves, str(worker.running), str(worker.capacity), heard)
-    sessions = _table("session", "name", "tenant", "calls", "waiting", "ready", "running", "done")
+    sessions = plain_table("session", "name", "tenant", "calls", "waiting", "ready", "running", "done")
     for session in seen.sessions:
         counts = (session.calls, session.waiting, session.ready, session.running, session.done)
         sessions.add_row(session.session, session.name, session.tenant, *map(str, counts))
-    streams = _table("stream", "messages", "MB")
+    streams = plain_table("stream", "messages", "MB")
     for stream in seen.streams:
         streams.add_row(stream.name, str(stream.messages), f"{stream.bytes / 1e6:.1f}")
     tables = (
@@ -291,23 +272,9 @@ def key(tenant: str, name: str) -> None:
 @click.option("--tenant", help="Whose session it is. [default: MYNA_TENANT, else default]")
 def export(session: str, file: Path, tenant: str | None) -> None:
     """Write what happened in SESSION into FILE: calls, values, where and when each was made."""
-    recording = asyncio.run(_export(_located(operator=True), session, tenant))
+    recording = asyncio.run(exported(located(operator=True), session, tenant))
     recording.save(file)
-    _show_recording(_console(), recording)
-
-
-async def _export(settings: config.Settings, session: str, tenant: str | None) -> Recording:
-    from myna.actors.subjects import InvalidName
-    from myna.sdk.client import Client
-    from myna.sdk.replaying import export
-
-    bus = await config.connect_bus(settings, "myna-export")
-    try:
-        return await export(Client(bus=bus, tenant=tenant or settings.tenant), session)
-    except InvalidName as error:
-        raise Told(str(error)) from None
-    finally:
-        await bus.close()
+    _show_recording(terminal(), recording)
 
 
 @main.command()
@@ -324,10 +291,10 @@ def replay(file: Path, show: bool, recompute: tuple[str, ...], given: tuple[str,
 
     recording = Recording.load(file)
     if show:
-        _show_recording(_console(), recording)
+        _show_recording(terminal(), recording)
         return
     values = dict(pair.partition("=")[::2] for pair in given)
-    asyncio.run(_replay(_located(), recording, recompute, values, tenant))
+    asyncio.run(_replay(located(), recording, recompute, values, tenant))
 
 
 async def _replay(
@@ -359,7 +326,7 @@ async def _replay(
 
 
 def _show_recording(console: Console, recording: Recording) -> None:
-    calls = _table("call", "function", "outputs", "worker", "began", "seconds", "tokens")
+    calls = plain_table("call", "function", "outputs", "worker", "began", "seconds", "tokens")
     start = min((said.at for said in recording.log), default=0.0)
     values, timings = recording.values, recording.timings
     for call in recording.calls.values():
@@ -391,7 +358,7 @@ def agent(targets: tuple[str, ...]) -> None:
     from myna.actors import logs
     from myna.sdk.serving import serve_targets
 
-    settings = _located()
+    settings = located()
     logs.configure(settings.log, process="agent")
     sys.path.insert(0, "")  # as `python -m` does: the modules of the folder one stands in
     asyncio.run(serve_targets(targets, settings))
@@ -409,7 +376,7 @@ def demo(name: str | None, arguments: tuple[str, ...]) -> None:
 
     found = examples()
     if name is None:
-        _list(_console(), found)
+        _list(terminal(), found)
         return
     module = name.replace("-", "_")
     if module not in found:
@@ -431,34 +398,7 @@ def _first_line(file: Path) -> str:
 
 
 def _list(console: Console, found: dict[str, str]) -> None:
-    table = _table("example", "what it shows")
+    table = plain_table("example", "what it shows")
     for name, line in found.items():
         table.add_row(name, line)
     console.print(table, "run one with: myna demo NAME", sep="\n")
-
-
-# --- parts ------------------------------------------------------------------------------------------------------------
-
-
-def _located(*, operator: bool = False) -> config.Settings:
-    """The settings with an address: the configured one, or that of the machine that runs here, as its operator or tenant."""
-    from myna.actors.machine import home
-    from myna.actors.tenants.rights import Role
-
-    settings = home.located(config.read(), Role.OPERATOR if operator else None)
-    if settings.address is None:
-        raise Unreachable(f"no machine runs in {settings.home}; start one with `myna up`, or set MYNA_URL")
-    return settings
-
-
-def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _table(*columns: str) -> Table:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    return Table(*columns, box=SIMPLE, pad_edge=False)

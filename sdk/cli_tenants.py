@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from myna.actors import config
+from myna.sdk.cli_cluster import init
 
 if TYPE_CHECKING:
     from myna.actors.messages import SessionUsage, Status, TenantPolicy, Usage
@@ -57,44 +58,7 @@ def tenants() -> None:
     """Make tenants, give them new credentials, set their quotas."""
 
 
-@tenants.command()
-@click.argument("nodes", nargs=-1, required=True, metavar="NODE...")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for what is made.")
-@click.option("--data", default="/data", show_default=True, help="Where a server keeps its data, on its own machine.")
-@click.option("--certificate", help="With a certificate, its key")
-@click.option("--key", help="and --ca, on the servers' machines, connections are encrypted.")
-@click.option("--ca", help="With it, clients need certificates, too.")
-def init(
-    nodes: tuple[str, ...], out: Path, data: str, certificate: str | None, key: str | None, ca: str | None
-) -> None:
-    """Make an authority for a cluster of NATS servers, which reach each other by the names NODE, or use the one in MYNA_HOME.
-
-    For each of them OUT/NODE becomes the folder that it is to find as --data; `nats-server -c DATA/nats.conf` starts it.
-    Credentials for schedulers, engines and gateways are in MYNA_HOME/keys.
-    """
-    from myna.actors.messages import Tenant
-    from myna.actors.server import ServerTls
-    from myna.actors.tenants.cluster import Node, configs
-    from myna.actors.tenants.credentials import write_private
-    from myna.actors.tenants.keyring import Keyring
-    from myna.actors.tenants.trust import lay_out
-
-    if (certificate is None) != (key is None):
-        raise click.UsageError("--certificate and --key belong together")
-    tls = (
-        None
-        if certificate is None or key is None
-        else ServerTls(Path(certificate), Path(key), Path(ca) if ca else None)
-    )
-    settings = config.read()
-    keyring = Keyring.at(settings.home)
-    keyring.begin(Tenant(settings.tenant))
-    cluster = [Node(name, Path(data)) for name in nodes]
-    for node, made in zip(cluster, configs(keyring.authority, cluster, tls=tls), strict=True):
-        write_private(out / node.name / "nats.conf", made.text(node.port))
-        lay_out(keyring.authority, out / node.name / "accounts")
-        click.echo(f"{node.name}: {out / node.name}")
-    click.echo(f"keys of our own processes, and of tenant {settings.tenant}: {settings.home / 'keys'}")
+tenants.add_command(init)
 
 
 @tenants.command()

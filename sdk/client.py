@@ -20,9 +20,11 @@ from weakref import WeakKeyDictionary
 
 from myna.actors import codec, config, logs, subjects
 from myna.actors.bus import Bus
-from myna.actors.messages import CallReasons, Explanation, Tenant, Why
+from myna.actors.messages import CallReasons, Explanation, SessionId, Tenant, Why
 from myna.actors.subjects import Question
 from myna.sdk.errors import FunctionError
+from myna.sdk.graphs.display import asked
+from myna.sdk.graphs.model import Graph
 from myna.sdk.session import ClientSource, Session, SessionOptions
 from myna.sdk.shared import SharedSession, opened
 from myna.sdk.variable import Placeholder
@@ -68,6 +70,7 @@ class Client:
         self._given = bus
         self._bus: Bus | None = bus
         self._tenant = tenant
+        self._connected_by: config.Settings | None = None
         self._opening = asyncio.Lock()
         self._readers: set[Connected] = set()
         self._token: Token[Client | None] | None = None
@@ -83,6 +86,7 @@ class Client:
                 settings = await self._settings()
                 self._tenant = self._tenant or settings.tenant
                 self._bus = await config.connect_bus(settings, self._name, on_reconnect=self.reconnected)
+                self._connected_by = settings
         return self
 
     async def _settings(self) -> config.Settings:
@@ -161,6 +165,13 @@ class Client:
     def tenant(self) -> Tenant:
         """Whose sessions these are."""
         return Tenant(self._tenant or "default")
+
+    async def ask_graph(self, session: SessionId) -> Graph:
+        """The graph of a session, asked for on a connection of its own, in whatever event loop runs this. Raises `FunctionError`
+        where the connection was given."""
+        if self._connected_by is None:
+            raise FunctionError("this client was given its connection, and can't make another")
+        return await asked(self._connected_by, self.tenant, session)
 
     async def _use(self) -> Client:
         return await self.open()

@@ -37,6 +37,10 @@ class AlreadySet(MynaError):
     """A variable has a value, and it is another than the one given to `set`."""
 
 
+class InvalidValue(MynaError, ValueError):
+    """A value that the type of its output refuses, though its schema lets it through (a validator of one's own)."""
+
+
 class TimedOut(MynaError, TimeoutError):
     """A result was not there within the time-out; the call goes on."""
 

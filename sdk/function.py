@@ -19,6 +19,7 @@ from myna.sdk.current import choose_session
 from myna.sdk.errors import FunctionError, TemplateError
 from myna.sdk.objectives import as_objective
 from myna.sdk.parameters import Input, Output, Parameter, Plain, read
+from myna.sdk.schemas import Parse
 from myna.sdk.template import Literal, Role, Slot, Template
 from myna.sdk.variable import Placeholder
 
@@ -45,6 +46,8 @@ class Result:
     variables: tuple[str, ...]
     single: bool
     bound: tuple[Placeholder, ...] | None = None
+    parse: Parse | None = None
+    """What its readers get of its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ class _Builder:
         self.used += bound or ()
         label = output.name or name
         variables = tuple(v.id for v in bound) if bound else tuple(ids.new(label) for _ in range(output.n))
-        self.results.append(Result(name, variables, output.n == 1, bound))
+        self.results.append(Result(name, variables, output.n == 1, bound, output.parse))
         return wire.Output(
             variables=variables,
             name=label,

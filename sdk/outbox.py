@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from myna.actors import codec
 from myna.actors.bus import BusError
-from myna.actors.messages import Cancel, Close, Declare, LogEntry, Open, Submit, Unwant, Want
+from myna.actors.messages import Cancel, Close, Declare, LogEntry, Open, Submit, Tried, Unwant, Want
 from myna.actors.program import outputs_of
 
 MOST_CALLS = 1024
@@ -113,7 +113,7 @@ def concerned(entry: LogEntry) -> tuple[str, ...]:
             return tuple(v for call in calls for v in outputs_of(call))
         case Declare(variables=variables) | Want(variables=variables):
             return variables
-        case Open() | Unwant() | Cancel() | Close():
+        case Open() | Unwant() | Cancel() | Close() | Tried():
             return ()
 
 

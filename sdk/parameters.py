@@ -20,6 +20,7 @@ import msgspec
 
 from myna.actors import messages as wire
 from myna.sdk.errors import FunctionError
+from myna.sdk.schemas import shape
 
 DEFAULT_JOINER = "\n\n"
 
@@ -42,10 +43,14 @@ class Output:
 
     `n` makes n variables of one prompt, and the call returns a list of them. `transforms` are applied to the text before it is
     published; such an output has no live stream. `name` is the variable's name, otherwise the parameter's.
+
+    What the text must be, one of these: `schema` (a pydantic model, a msgspec Struct, a dataclass, a TypedDict: `get` returns an
+    object of it; or a JSON schema: `get` returns its JSON), `regex`, `choice` (a list of texts), `grammar` (Lark or GBNF). The
+    text obeys, or the variable fails: `truncated`, if `max_tokens` were too few.
     Raises `FunctionError` for settings that can't be.
     """
 
-    __slots__ = ("format", "n", "name", "sampling", "stream", "transforms")
+    __slots__ = ("format", "n", "name", "parse", "sampling", "stream", "transforms")
 
     def __init__(
         self,
@@ -55,6 +60,10 @@ class Output:
         transforms: wire.Transform | Sequence[wire.Transform] = (),
         stream: wire.StreamMode | str | None = None,
         format: wire.ResponseFormat | None = None,
+        schema: Any = None,
+        regex: str | None = None,
+        choice: Sequence[str] | None = None,
+        grammar: str | None = None,
         **sampling: Any,
     ) -> None:
         if not isinstance(n, int) or not 1 <= n <= 1024:
@@ -63,7 +72,11 @@ class Output:
         self.n = n
         self.transforms = (transforms,) if isinstance(transforms, wire.Transform) else tuple(transforms)
         self.stream = _stream_mode(stream, self.transforms)
-        self.format = format
+        shaped = shape(schema=schema, regex=regex, choice=choice, grammar=grammar)
+        if shaped is not None and format is not None:
+            raise FunctionError("an output can have a format or what stands for one (schema, regex, …), not both")
+        self.format = shaped.format if shaped is not None else format
+        self.parse = shaped.parse if shaped is not None else None
         self.sampling = make_sampling(**sampling)
 
     def __repr__(self) -> str:

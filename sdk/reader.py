@@ -313,8 +313,8 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The stream is whole. `outcome` is for an end that is none: failed, cancelled, or the session ended (None). `torn`: what is
-    stored now does not go on from what was delivered."""
+    """The stream is over. `complete`: what was delivered is the value. Else `outcome` is the end: failed, cancelled, None where
+    its session ended. `torn`: what is stored now does not go on from what was delivered, or the value is another text."""
 
     complete: bool
     outcome: Outcome | None = None
@@ -331,6 +331,7 @@ class ChunkReader:
     Where servers lost the chunks, another attempt writes them anew. A chunk says where it begins, and after what (`at`, `chain`):
     one that begins earlier is checked against what was delivered, and one that begins later sends the reader back to chunk 0. So
     it delivers nothing twice, leaves nothing out and joins nothing that does not belong together, or the stream is torn.
+    The last chunk is not the end: that is the value, and only if it is what was delivered the stream is whole.
     """
 
     next: int = 0
@@ -338,6 +339,7 @@ class ChunkReader:
     finished: bool = False
     _parts: dict[int, Chunk] = field(default_factory=dict)
     _texts: list[str] = field(default_factory=list)
+    _last: bool = False
     _ended: bool = False
     _outcome: Outcome | None = None
     _asking: bool = False
@@ -360,14 +362,14 @@ class ChunkReader:
                 return [self._finish(False)]
             case Ended(outcome):
                 self._ended, self._outcome = True, outcome
-                return self._whole() or self._ask()
+                return self._whole() or self._over() or self._ask()
             case Tick(now):
                 return self._ask() if self.due is not None and self.due <= now else []
 
     def _came(self, event: Came) -> list[ChunkCommand]:
         if event.asked:
             self._asking = False
-        if event.n >= self.next:
+        if event.n >= self.next and not self._last:
             self._parts.setdefault(event.n, event.chunk)
         before = self.next
         commands = self._in_order()
@@ -396,9 +398,15 @@ class ChunkReader:
                 self._deliver(text)
                 commands.append(Deliver(text))
             if chunk.last:
+                self._last, self.due = True, None
                 self._parts.clear()
-                return [*commands, self._finish(True)]
+                return [*commands, *(self._whole() or self._over())]
         return commands
+
+    def _over(self) -> list[ChunkCommand]:
+        """Nothing can follow any more, and what was delivered is not the value."""
+        over = self._last and self._ended
+        return [self._finish(False, self._outcome, torn=isinstance(self._outcome, Value))] if over else []
 
     def _beyond(self, at: int, chunk: Chunk) -> str | None:
         """What a chunk that begins at character `at` adds to what was delivered; None if it contradicts that, or leaves a gap."""
@@ -437,7 +445,7 @@ class ChunkReader:
         return [*([Deliver(rest)] if rest else []), self._finish(True)]
 
     def _ask(self) -> list[ChunkCommand]:
-        if self._asking:
+        if self._asking or self._last:
             return []
         self._asking, self.due = True, None
         return [GetChunk(self.next)]

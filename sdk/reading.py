@@ -19,6 +19,8 @@ _log = structlog.get_logger(__name__)
 
 MOST_GETS = 32
 """Direct gets in flight at once."""
+MOST_UNREAD = 64
+"""Chunks that wait for one reader. One that is slower is given the rest of them later: they are stored."""
 
 
 class Audience(Protocol):
@@ -210,20 +212,19 @@ class Reading:
     ) -> AsyncGenerator[str, None]:
         """The text of `variable`, piece by piece. `ended` is given a callback for the variable's end. Ends without an
         error also where the variable has failed: its reader looks at the outcome. Raises `StreamBroken`."""
-        core = reader.ChunkReader()
-        queue: asyncio.Queue[reader.ChunkEvent] = asyncio.Queue()
-        notify = self._listen_for_losses(queue)
-        subscription = await self._subscribe_chunks(variable, queue)
-        ended(lambda outcome: queue.put_nowait(reader.Ended(outcome)))
-        queue.put_nowait(reader.Subscribed())
+        core, arrivals = reader.ChunkReader(), _Arrivals()
+        self._streams.add(arrivals.lost)
+        subscription = await self._subscribe_chunks(variable, arrivals)
+        ended(lambda outcome: arrivals.put(reader.Ended(outcome)))
+        arrivals.put(reader.Subscribed())
         try:
             while not core.finished:
-                for command in core.handle(await self._next(queue, core.due)):
+                for command in core.handle(await arrivals.get(core.due)):
                     match command:
                         case reader.Deliver(text):
                             yield text
                         case reader.GetChunk(n):
-                            queue.put_nowait(await self._get_chunk(variable, n))
+                            arrivals.put(await self._get_chunk(variable, n))
                         case reader.Finish(complete=False, outcome=Value()) | reader.Finish(torn=True):
                             raise StreamBroken(
                                 f"the stream of {variable!r} does not lead to its value: await the value"
@@ -231,42 +232,23 @@ class Reading:
                         case reader.Finish():
                             return
         finally:
-            self._streams.discard(notify)
+            self._streams.discard(arrivals.lost)
             if subscription is not None:
                 await subscription.close()
 
-    def _listen_for_losses(self, queue: asyncio.Queue[reader.ChunkEvent]) -> Callable[[], None]:
-        def notify() -> None:
-            queue.put_nowait(reader.Lost(self._loop.time()))
-
-        self._streams.add(notify)
-        return notify
-
-    async def _subscribe_chunks(self, variable: VarId, queue: asyncio.Queue[reader.ChunkEvent]) -> Subscription | None:
+    async def _subscribe_chunks(self, variable: VarId, arrivals: _Arrivals) -> Subscription | None:
         async def arrived(delivery: Delivery) -> None:
             n = subjects.parse(delivery.subject).chunk
             chunk = _chunk(delivery.data)
             if n is not None and chunk is not None:
-                queue.put_nowait(reader.Came(n, chunk))
-
-        def overflowed(_: BusError) -> None:
-            queue.put_nowait(reader.Lost(self._loop.time()))
+                arrivals.put_live(reader.Came(n, chunk))
 
         name = subjects.read_chunks(self._tenant, self._session, variable)
         try:
-            return await self._bus.subscribe(name, arrived, on_error=overflowed)
+            return await self._bus.subscribe(name, arrived, on_error=lambda _: arrivals.lost())
         except BusError as error:  # the gets, with their back-off, still find the chunks
             _log.warning("subscription_failed", session=self._session, variable=variable, error=str(error))
             return None
-
-    async def _next(self, queue: asyncio.Queue[reader.ChunkEvent], due: float | None) -> reader.ChunkEvent:
-        if due is None:
-            return await queue.get()
-        try:
-            async with asyncio.timeout_at(due):
-                return await queue.get()
-        except TimeoutError:
-            return reader.Tick(self._loop.time())
 
     async def _get_chunk(self, variable: VarId, n: int) -> reader.ChunkEvent:
         name = subjects.write_chunk(self._tenant, self._session, variable, n)
@@ -276,6 +258,47 @@ class Reading:
             return reader.NoChunk(n, self._loop.time(), answered=False)
         chunk = _chunk(stored.data) if stored is not None else None
         return reader.NoChunk(n, self._loop.time()) if chunk is None else reader.Came(n, chunk, asked=True)
+
+
+class _Arrivals:
+    """What the reader of one stream has yet to look at. Beyond `MOST_UNREAD`, live chunks are dropped; when he has read the
+    others he is told so, and gets directly what he has missed."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[reader.ChunkEvent] = asyncio.Queue()
+        self._dropped = False
+
+    def put(self, event: reader.ChunkEvent) -> None:
+        """Something that must not be dropped."""
+        self._queue.put_nowait(event)
+
+    def put_live(self, came: reader.Came) -> None:
+        """A chunk as it is published."""
+        if self._queue.qsize() >= MOST_UNREAD:
+            self._dropped = True
+        else:
+            self._queue.put_nowait(came)
+
+    def lost(self) -> None:
+        """Messages may have been lost."""
+        self._dropped = True
+        if self._queue.empty():  # he may be waiting
+            self.put(self._lost())
+
+    def _lost(self) -> reader.Lost:
+        self._dropped = False
+        return reader.Lost(self._loop.time())
+
+    async def get(self, due: float | None) -> reader.ChunkEvent:
+        """The next event: a tick if none comes before `due`."""
+        if self._dropped and self._queue.empty():
+            return self._lost()
+        try:
+            async with asyncio.timeout_at(due):
+                return await self._queue.get()
+        except TimeoutError:
+            return reader.Tick(self._loop.time())
 
 
 def _chunk(data: bytes) -> Chunk | None:

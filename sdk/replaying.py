@@ -21,6 +21,8 @@ from myna.actors.messages import (
     Declare,
     Failure,
     LogEntry,
+    LogPage,
+    LogRequest,
     Outcome,
     SessionId,
     Submit,
@@ -30,6 +32,7 @@ from myna.actors.messages import (
     VarId,
 )
 from myna.actors.program import inputs_of, outputs_of
+from myna.actors.subjects import Question
 from myna.sdk.errors import RecordingError
 from myna.sdk.recording import Ended, Recording, Said
 from myna.sdk.variable import Variable, as_value
@@ -40,16 +43,22 @@ if TYPE_CHECKING:
 
 READERS = 32
 """Values read, or written, at once."""
+ANSWER = 15.0
+"""Seconds that a page of a log may take."""
 
 
 async def export(client: Client, session: str) -> Recording:
     """What the streams hold of a session, running or closed, as long as they hold it (`keep` of `Client.session`).
 
-    Raises `RecordingError` if there is nothing, or if it is not this user's to read: a log as a whole is read by the operator.
+    An operator reads the log from its stream; a tenant has the scheduler tell it, of its own sessions. Raises `RecordingError` if
+    there is nothing, or if it is not this user's to read.
     """
     await client.open()
     tenant, name = client.tenant, SessionId(subjects.token(session, "session"))
-    log = await _read_log(client.bus, tenant, name)
+    try:
+        log = await _follow_log(client.bus, tenant, name)
+    except NotAllowed:
+        log = await _ask_for_log(client.bus, tenant, name)
     if not log:
         raise RecordingError(
             f"nothing is stored of session {session!r} of tenant {tenant!r}: it was purged, or never was"
@@ -70,7 +79,23 @@ async def export(client: Client, session: str) -> Recording:
     return Recording(tenant, name, time.time(), tuple(log), found)
 
 
-async def _read_log(bus: Bus, tenant: Tenant, session: SessionId) -> list[Said]:
+async def _ask_for_log(bus: Bus, tenant: Tenant, session: SessionId) -> list[Said]:
+    log: list[Said] = []
+    subject, after, more = subjects.ask(tenant, Question.LOG), 0, True
+    while more:
+        try:
+            question = codec.encode(LogRequest(session=session, after=after))
+            answer = await bus.request(subject, question, timeout=ANSWER)
+        except BusError as error:
+            raise RecordingError(f"the log of session {session!r} can't be read: {error}") from error
+        page: LogPage = codec.decode(answer.data, LogPage)
+        log += (Said(line.at, codec.decode(line.entry, LogEntry)) for line in page.lines)
+        more = page.more and bool(page.lines)
+        after = page.lines[-1].sequence if page.lines else after
+    return log
+
+
+async def _follow_log(bus: Bus, tenant: Tenant, session: SessionId) -> list[Said]:
     log: list[Said] = []
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -86,12 +111,9 @@ async def _read_log(bus: Bus, tenant: Tenant, session: SessionId) -> list[Said]:
         if not done.done():
             done.set_exception(RecordingError(f"the log of session {session!r} can't be read: {error}"))
 
-    try:
-        follow = await bus.follow(
-            subjects.LOG, take, subject=subjects.log(tenant, session), caught_up=caught_up, on_error=failed
-        )
-    except NotAllowed as error:
-        raise RecordingError(f"only the operator may read a whole log: {error}") from error
+    follow = await bus.follow(
+        subjects.LOG, take, subject=subjects.log(tenant, session), caught_up=caught_up, on_error=failed
+    )
     try:
         await done
     finally:

@@ -20,6 +20,7 @@ import structlog
 from myna.actors import config
 from myna.actors.agents.host import AgentBackend, NativeFailure, Result
 from myna.actors.bus import Bus
+from myna.actors.health import Health
 from myna.actors.messages import ErrorCode, Failure, Input, NativeCall, Tenant, Value, VarId, WorkerId
 from myna.actors.worker.backend import Job
 from myna.actors.worker.shell import Worker
@@ -227,12 +228,14 @@ async def serve_targets(targets: Sequence[str], settings: config.Settings | None
     try:
         host = Host(bus, agents, Tenant(settings.tenant))
         running, ready = asyncio.ensure_future(host.run()), asyncio.ensure_future(host.ready())
+        health = Health(settings.health, lambda: ready.done() and bus.connected)
         with _drained_by_signals(host, running):
-            await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
-            if ready.done():
-                _log.info("serving", agents=[agent.name for agent in agents])
-            ready.cancel()
-            await asyncio.wait([running])
+            async with health.told():
+                await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
+                if ready.done():
+                    _log.info("serving", agents=[agent.name for agent in agents])
+                ready.cancel()
+                await asyncio.wait([running])
         if not running.cancelled():
             running.result()
     finally:

@@ -36,6 +36,8 @@ from myna.actors.messages import (
 from myna.sdk import ids
 from myna.sdk.current import CURRENT, leave
 from myna.sdk.errors import AlreadySet, FunctionError, SessionClosed, SubmitFailed, TimedOut, WrongLoop
+from myna.sdk.graphs.display import Picture, bundle, graph_of
+from myna.sdk.graphs.model import Graph
 from myna.sdk.objectives import as_objective
 from myna.sdk.outputs import Outputs
 from myna.sdk.running import Running
@@ -199,6 +201,8 @@ class Session:
     def _result(self, prepared: Prepared, result: Result) -> Any:
         call = prepared.call
         made = [self._made(VarId(id_), result.name, call.id, call.function) for id_ in result.variables]
+        for variable in made:
+            variable.parse = result.parse
         return made[0] if result.single else made
 
     def _made(self, id_: VarId, name: str, call: str, function: str) -> Variable:
@@ -237,8 +241,8 @@ class Session:
 
     async def gather(
         self, *variables: Variable, objective: Objective | str | None = None, timeout: float | None = None
-    ) -> list[str]:
-        """The texts of `variables`, in their order; the first failure ends the waiting. Raises like `Variable.get`."""
+    ) -> list[Any]:
+        """What `get` of each of `variables` returns, in their order; the first failure ends the waiting. Raises like it."""
         return await gather(*variables, objective=objective, timeout=timeout)
 
     async def cancel(self, *variables: Placeholder, reason: str = "", upstream: bool = False) -> None:
@@ -261,6 +265,23 @@ class Session:
     async def flush(self) -> None:
         """Wait until all that was submitted so far is stored, or has failed."""
         await self._open().outbox.flush()
+
+    # --- to look at ---
+
+    async def graph(self) -> Picture:
+        """The graph of the session as its scheduler sees it now; a notebook shows it. Raises `SessionClosed`,
+        `bus.Unavailable`."""
+        client = self._open().client
+        return Picture(await graph_of(client.bus, client.tenant, self.id))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return bundle(repr(self), self._looked_at)
+
+    async def _looked_at(self) -> Graph:
+        """The graph, asked for in whatever event loop runs this."""
+        if self._state is None:
+            raise SessionClosed("it is not open")
+        return await self._state.client.ask_graph(self.id)
 
     # --- for variables ---
 
@@ -418,9 +439,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 async def gather(
     *variables: Variable, objective: Objective | str | None = None, timeout: float | None = None
-) -> list[str]:
-    """The texts of `variables`, which may belong to several sessions, in their order. All are awaited at once; the first failure
-    ends the waiting and is raised. Raises like `Variable.get`."""
+) -> list[Any]:
+    """What `get` of each of `variables` returns, in their order; they may belong to several sessions. All are awaited at once; the
+    first failure ends the waiting and is raised. Raises like `Variable.get`."""
     groups: dict[Session, list[Variable]] = {}
     for variable in variables:
         groups.setdefault(variable.session, []).append(variable)
@@ -433,4 +454,4 @@ async def gather(
     for variable in variables:
         if variable.failed:
             variable.result()
-    return [variable.result().text for variable in variables]
+    return [variable.read() for variable in variables]

@@ -20,6 +20,8 @@ from myna.sdk import client as clients
 from myna.sdk.client import Client
 from myna.sdk.current import CURRENT, leave
 from myna.sdk.errors import WrongLoop
+from myna.sdk.graphs.display import Picture, bundle
+from myna.sdk.graphs.model import Graph
 from myna.sdk.outputs import Outputs, mapped
 from myna.sdk.session import Session, SessionOptions, gather
 from myna.sdk.threads import LoopThread
@@ -43,9 +45,9 @@ class SyncVariable(Placeholder):
         """Whether this process knows how the variable ended."""
         return self._variable.done
 
-    def get(self, *, objective: Objective | str | None = None, timeout: float | None = None) -> str:
-        """The text."""
-        return self.value(objective=objective, timeout=timeout).text
+    def get(self, *, objective: Objective | str | None = None, timeout: float | None = None) -> Any:
+        """The text, or the object."""
+        return self._owner.wait_for(self._variable.get(objective=objective, timeout=timeout))
 
     def value(self, *, objective: Objective | str | None = None, timeout: float | None = None) -> Value:
         """The whole value."""
@@ -109,6 +111,17 @@ class SyncSession:
             leave(self._token)
         self.wait_for(self._session.close("the application failed" if error is not None else ""))
 
+    def graph(self) -> Picture:
+        """The graph of the session as its scheduler sees it now; a notebook shows it."""
+        return self.wait_for(self._session.graph())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        async def graph() -> Graph:
+            seen = asyncio.run_coroutine_threadsafe(self._session.graph(), self._loop)
+            return (await asyncio.wrap_future(seen)).graph
+
+        return bundle(repr(self._session), graph)
+
     def submit(self, prepared: Any) -> Any:
         """Submit a prepared call; functions call this."""
         return self._wrap(self.wait_for(_async(lambda: self._session.submit(prepared))))
@@ -123,8 +136,8 @@ class SyncSession:
 
     def gather(
         self, *variables: SyncVariable, objective: Objective | str | None = None, timeout: float | None = None
-    ) -> list[str]:
-        """The texts of `variables`, in their order."""
+    ) -> list[Any]:
+        """What `get` of each of `variables` returns, in their order."""
         return self.wait_for(gather(*(v.variable for v in variables), objective=objective, timeout=timeout))
 
     def cancel(self, *variables: Placeholder, reason: str = "") -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from myna.actors.messages import Cancellation, ErrorCode, Failure, Objective, Outcome, SessionId, Value, VarId
 from myna.actors.plain import is_plain
-from myna.sdk.errors import CallFailed, Cancelled, FunctionError, MynaError, SessionClosed, TimedOut
+from myna.sdk.errors import CallFailed, Cancelled, FunctionError, InvalidValue, MynaError, SessionClosed, TimedOut
+from myna.sdk.schemas import Parse
 
 if TYPE_CHECKING:
     from myna.sdk.session import Session
@@ -51,7 +52,7 @@ End = Value | MynaError
 class Variable(Placeholder):
     """A variable of an open session. Made by calls and by `Session.variable`; belongs to the session's event loop."""
 
-    __slots__ = ("_callbacks", "_end", "_session", "call", "fresh", "function", "outcome")
+    __slots__ = ("_callbacks", "_end", "_session", "call", "fresh", "function", "outcome", "parse")
 
     def __init__(
         self, session: Session, id_: VarId, name: str, *, fresh: bool, call: str = "", function: str = ""
@@ -64,6 +65,7 @@ class Variable(Placeholder):
         self.fresh = fresh
         self.call = call
         self.function = function
+        self.parse: Parse | None = None
 
     # --- reading ---
 
@@ -72,13 +74,15 @@ class Variable(Placeholder):
         """Whether this process knows how the variable ended."""
         return self._end is not None
 
-    def __await__(self) -> Generator[Any, None, str]:
+    def __await__(self) -> Generator[Any, None, Any]:
         return self.get().__await__()
 
-    async def get(self, *, objective: Objective | str | None = None, timeout: float | None = None) -> str:
-        """The text. `objective` says what the reader cares for, and counts for all that the variable needs; `timeout` is in
-        seconds. Raises `CallFailed`, `Cancelled`, `SessionClosed`, `TimedOut`, `SubmitFailed`."""
-        return (await self.value(objective=objective, timeout=timeout)).text
+    async def get(self, *, objective: Objective | str | None = None, timeout: float | None = None) -> Any:
+        """The text, or, if the output has a schema, the object. `objective` says what the reader cares for, and counts for all
+        that the variable needs; `timeout` is in seconds. Raises `CallFailed`, `Cancelled`, `SessionClosed`, `TimedOut`,
+        `SubmitFailed`, and `InvalidValue` where a type refuses what its schema lets through."""
+        await self.value(objective=objective, timeout=timeout)
+        return self.read()
 
     async def value(self, *, objective: Objective | str | None = None, timeout: float | None = None) -> Value:
         """The whole value: text, parsed JSON, tokens, usage, log-probabilities. Otherwise like `get`."""
@@ -112,6 +116,16 @@ class Variable(Placeholder):
                 raise asyncio.InvalidStateError(f"variable {self.name!r} has not ended: await it")
             case error:
                 raise error.with_traceback(None)  # readers share the error, not how each came to it
+
+    def read(self) -> Any:
+        """What `get` returns, if `done`. Raises like it; asyncio.InvalidStateError if the variable has not ended."""
+        text = self.result().text
+        if self.parse is None:
+            return text
+        try:
+            return self.parse(text)
+        except (ValueError, TypeError) as error:  # pydantic's and msgspec's are ValueErrors
+            raise InvalidValue(f"variable {self.name!r} has the value {text[:200]!r}, which its type refuses: {error}") from error
 
     # --- writing ---
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from myna.sdk.errors import CallFailed as CallFailed
     from myna.sdk.errors import Cancelled as Cancelled
     from myna.sdk.errors import FunctionError as FunctionError
+    from myna.sdk.errors import InvalidValue as InvalidValue
     from myna.sdk.errors import MynaError as MynaError
     from myna.sdk.errors import NoSession as NoSession
     from myna.sdk.errors import NotReady as NotReady
@@ -86,6 +87,7 @@ _NAMES = {
         "CallFailed",
         "Cancelled",
         "FunctionError",
+        "InvalidValue",
         "MynaError",
         "NoSession",
         "NotReady",

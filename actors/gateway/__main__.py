@@ -10,6 +10,7 @@ from dataclasses import replace
 from myna.actors import config, process
 from myna.actors.config import Settings
 from myna.actors.gateway.server import DRAIN, Gateway
+from myna.actors.health import Health
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -26,7 +27,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     try:
         gateway = Gateway(bus, replace(settings.gateway, port=_port() or settings.gateway.port), settings.tenant)
         held.append(gateway)
-        await process.attend(gateway.run(), gateway.ready, stop, drain=gateway.stop, grace=DRAIN + 5.0)
+        health = Health(settings.health, lambda: gateway.ready.is_set() and bus.connected)
+        await process.attend(gateway.run(), gateway.ready, stop, health=health, drain=gateway.stop, grace=DRAIN + 5.0)
     finally:
         await bus.close()
 

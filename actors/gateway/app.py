@@ -17,17 +17,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from myna.actors.gateway import openapi, parrot, problems
+from myna.actors.gateway import openapi, parrot, problems, window
 from myna.actors.gateway.http import Endpoint, Operation
 from myna.actors.gateway.keys import Caller, Keys
 from myna.actors.gateway.limits import Limits
-from myna.actors.gateway.native import calls, sessions, variables
+from myna.actors.gateway.native import calls, fleet, pictures, sessions, variables
 from myna.actors.gateway.native import schemas as native
 from myna.actors.gateway.openai import chat, completions, models, replies, responses, schemas
 from myna.actors.gateway.problems import Problem
 from myna.actors.gateway.tenancy import Tenancy
 from myna.actors.messages import Tenant
+from myna.actors.subjects import token
 
+TENANT_HEADER = "myna-tenant"
+"""By which an operator names the tenant whose sessions he looks at."""
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 _S = "/myna/v1/sessions"
@@ -99,6 +102,9 @@ ENDPOINTS = (
     ),
     _native("GET", _S, sessions.list_sessions, "The open sessions", answer=native.SessionList),
     _native("DELETE", _ONE, sessions.close_session, "End a session", answer=native.Nothing),
+    _native("GET", "/myna/v1/fleet", fleet.look, "What engines do", query=fleet.Looking, answer=fleet.Fleet),
+    _native("GET", f"{_ONE}/picture", pictures.picture, "The graph, drawn", answer=pictures.Picture),
+    _native("GET", f"{_ONE}/progress", pictures.progress, "How far the graph is", answer=pictures.Progress),
     _native("GET", f"{_ONE}/graph", sessions.graph, "The graph of a session", answer=native.Graph),
     _native("POST", f"{_ONE}/cancel", sessions.cancel, "Cancel calls", body=native.Cancelling, answer=native.Nothing),
     _native(
@@ -148,11 +154,12 @@ class Gate:
         if self.rules.local and not self.rules.keys.needed:
             _only_from_here(request)
         caller = self._caller(request, parsed)
+        tenant = _tenant_seen(request, caller)
         seconds = self.limits.take(f"{caller.tenant}/{caller.name}", caller.rate, time.monotonic())
         if seconds is not None:
             message = f"more than {caller.rate:g} requests a minute: try again in {seconds:.1f} s"
             raise problems.too_often(message, seconds)
-        return caller, self.tenancy(caller.tenant)
+        return caller, self.tenancy(tenant)
 
     def _caller(self, request: Request, parsed: Any) -> Caller:
         keys = self.rules.keys
@@ -176,6 +183,17 @@ class Gate:
             return None
         tenant = parrot.tenant_of(number, self.known())
         return None if tenant is None else Caller(tenant, f"session {number}")
+
+
+def _tenant_seen(request: Request, caller: Caller) -> Tenant:
+    """Whose sessions are asked for: the caller's own; an operator may look at another's. Raises `Problem`,
+    `InvalidName`."""
+    named = request.headers.get(TENANT_HEADER)
+    if named is None or named == caller.tenant:
+        return caller.tenant
+    if not caller.operator or request.method != "GET":
+        raise Problem(403, "not_allowed", "only an operator may look at another tenant's sessions, and only look")
+    return Tenant(token(named, "tenant"))
 
 
 def _only_from_here(request: Request) -> None:
@@ -205,6 +223,7 @@ def build(gate: Gate, ready: Callable[[], bool]) -> ASGIApp:
         Route("/healthz", health),
         Route("/readyz", readiness),
         Route("/openapi.json", document),
+        *window.routes(),
         *(
             Route(
                 e.path,

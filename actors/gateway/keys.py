@@ -8,6 +8,7 @@ a slow hash, which passwords need, would add nothing.) A changed table counts fr
     sha256 = "9f86…"
     tenant = "acme"
     rate = 600              # requests a minute; without it, the gateway's own limit
+    operator = true         # may look at what engines do and at all tenants' sessions; without it, at its own tenant's alone
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ LOOK_AGAIN = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the tenant whose sessions these are, the key's name, and how many requests a minute it may make."""
+    """Who asks: the tenant whose sessions these are, the key's name, and how many requests a minute it may make. An operator may
+    also look at what engines do, and at other tenants' sessions."""
 
     tenant: Tenant
     name: str
     rate: float | None = None
+    operator: bool = False
 
 
 class _Key(msgspec.Struct, forbid_unknown_fields=True):
@@ -47,6 +50,7 @@ class _Key(msgspec.Struct, forbid_unknown_fields=True):
     tenant: Id
     name: str = ""
     rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    operator: bool = False
 
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True):
@@ -70,16 +74,16 @@ def read(path: Path, rate: float | None = None) -> dict[str, Caller]:
         table = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _Table)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the table of API keys {path} can't be read: {error}") from None
-    return {k.sha256: Caller(Tenant(k.tenant), k.name or k.sha256[:8], k.rate or rate) for k in table.key}
+    return {k.sha256: Caller(Tenant(k.tenant), k.name or k.sha256[:8], k.rate or rate, k.operator) for k in table.key}
 
 
 class Keys:
-    """The table in a file. Without a file everybody is `tenant`, and no key is asked for."""
+    """The table in a file. Without a file everybody is `tenant`, and the operator too, and no key is asked for."""
 
     def __init__(self, path: Path | None, tenant: str, rate: float | None, clock: Callable[[], float]) -> None:
         """Raises `ConfigError`."""
         self._path = path
-        self._open = Caller(Tenant(tenant), "everybody", rate)
+        self._open = Caller(Tenant(tenant), "everybody", rate, operator=True)
         self._rate = rate
         self._clock = clock
         self._looked = clock()

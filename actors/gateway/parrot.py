@@ -373,7 +373,7 @@ async def get_variable(incoming: Incoming) -> Answer:
 
 
 async def _text(session: Session, variable: str, goal: Objective | None) -> str:
-    return await session.lookup(token(variable, "variable")).get(objective=goal)
+    return (await session.lookup(token(variable, "variable")).value(objective=goal)).text
 
 
 async def list_variables(incoming: Incoming) -> Answer:

@@ -65,6 +65,8 @@ _STATUS: dict[str, int] = {
     ErrorCode.CYCLE: 400,
     ErrorCode.PROMPT_TOO_LONG: 400,
     ErrorCode.INVALID_SAMPLING: 400,
+    ErrorCode.INVALID_FORMAT: 400,
+    ErrorCode.TRUNCATED: 422,
     ErrorCode.TRANSFORM_FAILED: 422,
     ErrorCode.VALUE_TOO_LARGE: 422,
     ErrorCode.NATIVE_ERROR: 422,

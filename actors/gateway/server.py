@@ -22,6 +22,7 @@ from myna.actors.gateway.app import Gate, Rules, build
 from myna.actors.gateway.keys import Keys
 from myna.actors.gateway.tenancy import Tenancy
 from myna.actors.messages import Tenant
+from myna.actors.watch.watcher import Watcher
 from myna.sdk.client import Client
 
 DRAIN = 20.0
@@ -46,6 +47,7 @@ class Gateway:
                 f"gateway.host is {settings.host!r}: a gateway that others can reach needs a table of API keys (gateway.keys)"
             )
         self._bus = bus
+        self._watcher = Watcher(bus)
         self._settings = settings
         self._keys = keys
         self._tenancies: dict[Tenant, Tenancy] = {}
@@ -63,10 +65,12 @@ class Gateway:
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             async with asyncio.TaskGroup() as self._tasks:
                 sweeping = self._tasks.create_task(self._sweep())
+                await self._watcher.start()
                 try:
                     await self._serve(listener)
                 finally:
                     sweeping.cancel()
+                    await self._watcher.stop()
                     for tenancy in self._tenancies.values():
                         await tenancy.close()
 
@@ -122,7 +126,7 @@ class Gateway:
     def _tenancy(self, tenant: Tenant) -> Tenancy:
         tenancy = self._tenancies.get(tenant)
         if tenancy is None:
-            tenancy = self._tenancies[tenant] = Tenancy(self._bus, tenant, self._spawn)
+            tenancy = self._tenancies[tenant] = Tenancy(self._bus, tenant, self._spawn, self._watcher.history)
         return tenancy
 
     def _known(self) -> Iterator[Tenant]:

@@ -37,6 +37,7 @@ from myna.actors.messages import (
     WorkerKind,
 )
 from myna.actors.subjects import Question
+from myna.actors.watch.history import History
 from myna.sdk import ids
 from myna.sdk.client import Client
 from myna.sdk.errors import MynaError, SessionClosed
@@ -77,10 +78,11 @@ class _Held:
 
 
 class Tenancy:
-    """See the module. `spawn` runs what outlives a request."""
+    """See the module. `spawn` runs what outlives a request; `history` is what engines have shown lately."""
 
-    def __init__(self, bus: Bus, tenant: Tenant, spawn: Spawn) -> None:
+    def __init__(self, bus: Bus, tenant: Tenant, spawn: Spawn, history: History) -> None:
         self.tenant = tenant
+        self.history = history
         self.client = Client(bus=bus, tenant=tenant)
         self._bus = bus
         self._spawn = spawn
@@ -229,6 +231,11 @@ class Tenancy:
     async def status(self) -> Status:
         """What the scheduler sees of this tenant. Raises `BusError`."""
         return codec.decode(await self._ask(Question.STATUS, StatusRequest()), Status)
+
+    async def overview(self) -> Status:
+        """What the scheduler sees of everybody: for the operator. Raises `BusError`."""
+        answer = await self._bus.request(subjects.STATUS, codec.encode(StatusRequest()), timeout=QUESTION_TIMEOUT)
+        return codec.decode(answer.data, Status)
 
     async def graph(self, id_: str) -> GraphView:
         """A session's graph as it stands. Raises `SessionClosed`, `BusError`."""

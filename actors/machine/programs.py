@@ -1,10 +1,10 @@
-"""What the processes of one machine are: a NATS server, a scheduler, engines, and the gateway."""
+"""What the processes of one machine are: a NATS server, a scheduler, engines, endpoints, and the gateway."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from myna.actors.tenants.rights import Role
 
 SCHEDULER = "myna.actors.scheduler"
 ENGINE_HOST = "myna.actors.engine_host"
+ENDPOINTS = "myna.actors.endpoints"
 GATEWAY = "myna.actors.gateway"
 
 ENGINE_GRACE = 15.0
@@ -79,8 +80,9 @@ class NatsProcess:
         return tuple(self._server.log.splitlines()[-8:])
 
 
-def children(engines: int, *, gateway: bool = False) -> list[Child]:
+def children(engines: int, *, endpoints: bool = False, gateway: bool = False) -> list[Child]:
     """The processes of a machine, each after those that it needs. They stop the other way round."""
+    others = [Child("endpoints", needs=("nats",), rank=2, grace=ENGINE_GRACE)] if endpoints else []
     door = [Child("gateway", needs=("nats",), rank=3, grace=GATEWAY_GRACE)] if gateway else []
     return [
         Child("nats", rank=0, grace=5.0),
@@ -89,6 +91,7 @@ def children(engines: int, *, gateway: bool = False) -> list[Child]:
             Child(f"engine-{n}", needs=("nats",), rank=2, grace=ENGINE_GRACE, start_timeout=None)
             for n in range(1, engines + 1)
         ),
+        *others,
         *door,
     ]
 
@@ -100,23 +103,34 @@ def programs(
     *,
     engines: int,
     noop: bool,
+    models: Sequence[str] = (),
     gateway: int | None = None,
 ) -> dict[str, Program]:
-    """How each of `children` is started. `environment` is that of a process in a role; `logs` the folder of their log files;
-    `gateway` the port of the gateway, if there is one."""
+    """How each of `children` is started, or would be. `environment` is that of a process in a role; `logs` the folder of their
+    log files; `models` are given to the engines in turn, where there are any; `gateway` is the port of the gateway."""
     options = ("--noop",) if noop else ()
     hosts = {
         name: ModuleProgram(
             *(ENGINE_HOST, "--name", name, *options),
-            environment=partial(environment, Role.ENGINE),
+            environment=partial(_of_engine, environment, models[n % len(models)] if models else None),
             log=logs / f"{name}.log",
         )
-        for name in (f"engine-{n}" for n in range(1, engines + 1))
+        for n, name in enumerate(f"engine-{n}" for n in range(1, engines + 1))
     }
+    others = ModuleProgram(
+        *(ENDPOINTS, "--name", "endpoint"),
+        environment=partial(environment, Role.ENGINE),
+        log=logs / "endpoints.log",
+    )
     scheduler = ModuleProgram(SCHEDULER, environment=partial(environment, Role.SCHEDULER), log=logs / "scheduler.log")
     doors: dict[str, Program] = {}
     if gateway is not None:
         port = ("--port", str(gateway))
         door = ModuleProgram(GATEWAY, *port, environment=partial(environment, Role.GATEWAY), log=logs / "gateway.log")
         doors = {"gateway": door}
-    return {"nats": nats, "scheduler": scheduler, **hosts, **doors}
+    return {"nats": nats, "scheduler": scheduler, **hosts, "endpoints": others, **doors}
+
+
+def _of_engine(environment: Callable[[Role], Mapping[str, str]], model: str | None) -> Mapping[str, str]:
+    given = environment(Role.ENGINE)
+    return given if model is None else {**given, "MYNA_MODEL": model}

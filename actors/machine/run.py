@@ -51,10 +51,11 @@ class MachineFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to run: how many engines, whether they only pretend (no model: for trying things out, and tests), and whether there
-    is a gateway."""
+    """What is to run: how many engines of each of `models` (or of the one that is configured), whether they only pretend (no
+    model: for trying things out, and tests), and whether there is a gateway. Endpoints run where they are configured."""
 
     engines: int = 1
+    models: tuple[str, ...] = ()
     noop: bool = False
     gateway: bool = False
     policy: Policy = field(default_factory=Policy)
@@ -76,10 +77,17 @@ class _Assembly:
         self._tls = None if serving is None else Tls(serving.ca)
         self._nats = NatsProgram(ServerConfig(store=store, trust=trust, tls=tls, binary=find_server()))
         self._port = _free_port(settings.gateway.host, settings.gateway.port) if plan.gateway else None
+        engines = plan.engines * max(len(plan.models), 1)
         parts = programs(
-            self._nats, self._environment, self.logs, engines=plan.engines, noop=plan.noop, gateway=self._port
+            self._nats,
+            self._environment,
+            self.logs,
+            engines=engines,
+            noop=plan.noop,
+            models=plan.models,
+            gateway=self._port,
         )
-        processes = children(plan.engines, gateway=plan.gateway)
+        processes = children(engines, endpoints=settings.endpoints is not None, gateway=plan.gateway)
         self.machine = Machine(processes, parts, policy=plan.policy, on_change=on_change, log=log)
 
     @property

@@ -7,6 +7,7 @@ import sys
 
 from myna.actors import config, process
 from myna.actors.config import Settings
+from myna.actors.health import Health
 from myna.actors.scheduler.shell import Scheduler, SchedulerFailed
 
 
@@ -15,7 +16,9 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
     bus = await config.connect_bus(settings, name)
     scheduler = Scheduler(bus, name)
     try:
-        await process.attend(scheduler.run(), scheduler.leading, stop)
+        # One that stands by is well, too.
+        health = Health(settings.health, lambda: bus.connected)
+        await process.attend(scheduler.run(), scheduler.leading, stop, health=health)
     finally:
         await bus.close()
 

@@ -18,7 +18,7 @@ from myna.actors.messages import (
 )
 from myna.actors.scheduler import explain, names
 from myna.actors.scheduler.fleet import Worker
-from myna.actors.scheduler.graph import CallNode, CallState
+from myna.actors.scheduler.nodes import CallNode, CallState
 from myna.actors.scheduler.state import Session, State
 
 
@@ -117,6 +117,7 @@ def _worker(worker: Worker, now: float, tenant: Tenant | None) -> WorkerStatus:
         draining=worker.offer.draining,
         silent_seconds=round(now - worker.last_heard, 3),
         tenant=worker.offer.tenant,
+        paused=worker.offer.paused,
     )
 
 

@@ -2,7 +2,7 @@
 
 Laws:
 - A call is finished when the values' stream has an outcome for each of its outputs, whatever workers say.
-- A call is given up only after its retries. A worker's refusal costs none.
+- A call is given up only after its retries, whoever led meanwhile: tries are written into the log. A worker's refusal costs none.
 - While the bus is not there, silence proves nothing about workers.
 """
 
@@ -25,16 +25,18 @@ from myna.actors.messages import (
     Running,
     SessionId,
     Tenant,
+    Tried,
     WorkerId,
 )
+from myna.actors.scheduler.commands import AppendEntry
 from myna.actors.scheduler.dispatch import Dispatcher
 from myna.actors.scheduler.events import Tick
 from myna.actors.scheduler.fleet import Demand, HeldKey, Worker
-from myna.actors.scheduler.graph import CallNode, CallState
+from myna.actors.scheduler.nodes import CallNode, CallState
 from myna.actors.scheduler.planner import was_copied
 from myna.actors.scheduler.state import Session, State
 
-SUSPECT = 2.5
+SUSPECT = 2.4
 """Seconds of silence after which a worker is given up. It beats once a second."""
 LOST_BEATS = 2
 """Beats without a call that was dispatched to the worker, after which the dispatch is taken for lost."""
@@ -209,6 +211,7 @@ class Attempts:
             return
         call.tries += 1
         if failure.retryable and not final and call.tries <= call.spec.retries:
+            self._state.out.append(AppendEntry(*session.key, Tried(call=call.id, tries=call.tries)))
             self._dispatcher.again(call, now)
         else:
             if failure.retryable and call.tries > 1:
@@ -268,4 +271,5 @@ def _attributed(failure: Failure, call: CallNode) -> Failure:
         variable=failure.variable,
         retryable=failure.retryable,
         attempt=call.attempt,
+        retry_after=failure.retry_after,
     )

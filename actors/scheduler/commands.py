@@ -16,6 +16,7 @@ from myna.actors.messages import (
     SessionUsage,
     Stop,
     Tenant,
+    Tried,
     VarId,
     WorkerId,
 )
@@ -64,12 +65,12 @@ class EndVariable(Struct, frozen=True):
     outcome: Failure | Cancellation
 
 
-class AppendClose(Struct, frozen=True):
-    """Write a session's end into its log, on behalf of a client that is gone."""
+class AppendEntry(Struct, frozen=True):
+    """Write into a session's log: its end, on behalf of a client that is gone; or what a later leader must know of a call."""
 
     tenant: Tenant
     session: SessionId
-    close: Close
+    entry: Close | Tried
 
 
 class PurgeSession(Struct, frozen=True):
@@ -93,4 +94,4 @@ class WakeAt(Struct, frozen=True):
     at: float
 
 
-Command = SayHello | Dispatch | Halt | Keep | LetGo | EndVariable | AppendClose | PurgeSession | Inquire | WakeAt
+Command = SayHello | Dispatch | Halt | Keep | LetGo | EndVariable | AppendEntry | PurgeSession | Inquire | WakeAt

@@ -35,8 +35,8 @@ from myna.actors.scheduler.events import (
     Wake,
 )
 from myna.actors.scheduler.fleet import Fleet
-from myna.actors.scheduler.graph import CallState
 from myna.actors.scheduler.ledger import Ledger
+from myna.actors.scheduler.nodes import CallState
 from myna.actors.scheduler.planner import Planner
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.state import Session, SessionKey, State

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from myna.actors.scheduler.graph import CallNode
+    from myna.actors.scheduler.nodes import CallNode
 
 
 def on_cycles(edges: dict[CallNode, list[CallNode]]) -> dict[CallNode, list[CallNode]]:

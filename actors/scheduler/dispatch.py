@@ -11,7 +11,7 @@ from typing import assert_never
 from myna.actors.messages import Release, Retain, Run, SessionId, Tenant
 from myna.actors.scheduler.commands import Dispatch, EndVariable, Keep, LetGo, WakeAt
 from myna.actors.scheduler.fleet import HeldKey, Worker
-from myna.actors.scheduler.graph import READY, RUNNING, CallNode, Effects
+from myna.actors.scheduler.nodes import READY, RUNNING, CallNode, Effects
 from myna.actors.scheduler.policies.placement import Place
 from myna.actors.scheduler.policies.retention import Waiver, Wish
 from myna.actors.scheduler.state import Session, State

@@ -10,7 +10,8 @@ from typing import assert_never
 from myna.actors.messages import CallReasons
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.fleet import Demand, Fleet, demand_of
-from myna.actors.scheduler.graph import CallNode, CallState, SessionGraph
+from myna.actors.scheduler.graph import SessionGraph
+from myna.actors.scheduler.nodes import CallNode, CallState
 from myna.actors.scheduler.planner import Planner
 
 MOST = 20
@@ -104,12 +105,14 @@ def _workers(demand: Demand, fleet: Fleet) -> list[str]:
         return [f"no {demand.kind.value} serves {names}"]
     counts = {
         "are draining": sum(w.offer.draining for w in serving),
-        "are full": sum(not w.has_room and not w.offer.draining for w in serving),
+        "take no calls for now": sum(bool(w.offer.paused) for w in serving),
+        "are full": sum(not w.has_room and not w.offer.draining and not w.offer.paused for w in serving),
         "have prompts enough to compute": sum(w.asleep and w.has_room for w in serving),
         "are reserved for calls whose tokens are waited for": sum(fleet.is_home(w) for w in serving),
     }
     told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
-    return [f"{len(serving)} {demand.kind.value}s serve it" + (f": {told}" if told else "")]
+    paused = [f"worker {w.id!r} takes no calls for now: {w.offer.paused}" for w in serving if w.offer.paused]
+    return [f"{len(serving)} {demand.kind.value}s serve it" + (f": {told}" if told else ""), *paused[:3]]
 
 
 def _place(call: CallNode) -> list[str]:

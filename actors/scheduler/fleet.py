@@ -96,7 +96,7 @@ class Worker:
             if tokens > load * memory:
                 load = tokens / memory if held else min(tokens / memory, NEARLY_FULL)
         self.load = load
-        self.takes = held < offer.capacity and not offer.draining
+        self.takes = held < offer.capacity and not offer.draining and not offer.paused
         self.has_room = self.takes and load < 1.0
 
 
@@ -173,7 +173,7 @@ class Fleet:
             worker.occupancy.add(cost, self.now)
             if not cost.paced:
                 self._pressure += 0.05 * (cost.pressure - self._pressure)
-            if self._late and not worker.asleep and worker.occupancy.busy_until - self.now > BACKLOG:
+            if self._late and not worker.asleep and worker.occupancy.taken_until - self.now > BACKLOG:
                 worker.asleep = True
                 self._set_alarm(worker)
         self._push(worker)
@@ -247,7 +247,7 @@ class Fleet:
         return None
 
     def _set_alarm(self, worker: Worker) -> None:
-        worker.alarm = worker.occupancy.busy_until - BACKLOG / 2
+        worker.alarm = worker.occupancy.taken_until - BACKLOG / 2
         heapq.heappush(self._asleep, (worker.alarm, worker.id))
 
     def choose(self, demand: Demand, role: Role = Role.ANY) -> Worker | None:
@@ -281,7 +281,7 @@ class Fleet:
         offer = worker.offer
         if offer.kind is not demand.kind or (offer.tenant is not None and offer.tenant != demand.tenant):
             return False
-        serves, any_engine = offer.serves, offer.kind is WorkerKind.ENGINE
+        serves, any_engine = offer.serves, offer.kind is WorkerKind.ENGINE and not offer.named_only
         return any(name in serves or (any_engine and not name) for name in demand.names)
 
     def serves(self, demand: Demand) -> bool:
@@ -392,7 +392,7 @@ def _offered(offer: Announce) -> Iterator[_Slot]:
     engine = offer.kind is WorkerKind.ENGINE
     for name in names:
         yield engine, name, tenant
-    if engine and "" not in offer.serves:
+    if engine and "" not in offer.serves and not offer.named_only:
         yield engine, "", tenant
 
 

@@ -12,126 +12,18 @@ The graph knows no workers and no clock. `check()` states its invariants.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import StrEnum
 
-from msgspec import Struct, field, structs
+from msgspec import structs
 
-from myna.actors.messages import (
-    Call,
-    CallId,
-    Cancellation,
-    ErrorCode,
-    Failure,
-    ModelCall,
-    Objective,
-    Output,
-    SessionId,
-    Tenant,
-    VarId,
-    WorkerId,
-)
+from myna.actors.messages import Call, CallId, Cancellation, Failure, Objective, SessionId, Tenant, VarId
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.program import inputs_of, outputs_of, placeholder_of
+from myna.actors.program import inputs_of, outputs_of
 from myna.actors.scheduler.cycles import on_cycles, walk_cycle
-from myna.actors.scheduler.policies.applications import Application
+from myna.actors.scheduler.flaws import cyclic, flaw_of, inherited, used_before
+from myna.actors.scheduler.nodes import ENDED, ENDING, READY, RUNNING, WAITING, CallNode, Effects, VarNode
 from myna.actors.scheduler.policies.lengths import CHARACTERS, Outline
-from myna.actors.scheduler.policies.memo import Entry
-from myna.actors.scheduler.policies.objectives import Need
-from myna.actors.scheduler.policies.prefixes import Chain
 
-
-class CallState(StrEnum):
-    """Where a call stands: WAITING -> READY -> RUNNING (-> READY again, for another try) -> ENDED; any -> ENDING -> ENDED."""
-
-    WAITING = "waiting"  # for inputs, or, in a lazy session, for somebody who wants it
-    READY = "ready"
-    RUNNING = "running"
-    ENDING = "ending"  # its outputs' failure or cancellation is on its way to the stream
-    ENDED = "ended"  # every output has an outcome
-
-
-WAITING, READY, RUNNING, ENDING, ENDED = CallState
-# Bound, as in other places that each call passes: to look a member up at its enum takes longer than most lines do.
 _VALUE = OutcomeStatus.VALUE
-
-
-class CallNode(Struct, eq=False):
-    """A call of the graph and where it stands; below, what policies know of it."""
-
-    id: CallId
-    spec: Call | None  # None once ended: nobody needs the text any more
-    function: str
-    outputs: tuple[VarId, ...]
-    missing: int
-    unended: int
-    inputs: tuple[VarId, ...] = ()  # each once; none once ended
-    state: CallState = WAITING
-    wanted: bool = False
-    worker: WorkerId | None = None
-    attempt: int = 0
-    tries: int = 0
-    overtaken: int = 0  # attempts that met another one's chunks
-    seen: bool = False  # an attempt before this one may have published something
-    since: float = 0.0
-    outcome: Failure | Cancellation | None = None
-    session: SessionGraph | None = None
-    # --- policies ---
-    constant: float = 0.0  # tokens of the prompt's constants
-    limit: int = 0  # most tokens that it may generate
-    work: float = 0.0  # as estimated when it was submitted
-    path: float = 0.0  # work on the longest way from its end to the end of the application
-    need: Need | None = None
-    application: Application | None = None
-    queued: int = 0  # number of its entry among the ready calls, 0 while it is not there
-    aged: int = 0  # number of the first of its entries since it became ready
-    chain: Chain | None = None  # once it has been looked at for dispatch
-    produced: int = 0  # tokens generated so far, as its outputs' headers say
-    counted: bool = False  # among those to come
-    prepared: bool = False  # it has been looked at for being computed ahead
-    placed: Placed | None = None  # its last dispatch
-    memo: Entry | None = None  # what it has to do with identical calls
-
-
-class Placed(Struct, frozen=True, gc=False):
-    """Why a call runs where and since when it does: for whoever asks."""
-
-    at: float
-    worker: WorkerId
-    because: str
-    waited: float
-    prompt: float
-    matched: float
-
-
-class VarNode(Struct, eq=False):
-    """A variable of the graph. `known`: the log has declared it or named its producer. `consumers` stay when it has ended:
-    what is a cycle must not depend on which values were there, or a rebuilt scheduler would judge the same log otherwise."""
-
-    id: VarId
-    producer: CallNode | None = None
-    consumers: list[CallNode] = field(default_factory=list)
-    known: bool = False
-    readers: tuple[str, ...] = ()  # who wait for it, as they name themselves
-    status: OutcomeStatus | None = None
-    failure: Failure | None = None
-    need: Need | None = None  # of whoever asked for it
-    size: float = 0.0  # tokens: estimated, or as its text is long
-    content: str = ""  # digest of the text, once it has one
-
-
-class Effects(Struct):
-    """What follows from a change: calls that are new, calls that may run, calls to stop, calls that nobody needs now (those that
-    ran are to be stopped too), calls that will end without results, outcomes to publish, running calls that have ended, and all
-    calls that have ended."""
-
-    added: list[CallNode] = field(default_factory=list)
-    ready: list[CallNode] = field(default_factory=list)
-    halted: list[CallNode] = field(default_factory=list)
-    withdrawn: list[CallNode] = field(default_factory=list)
-    ending: list[CallNode] = field(default_factory=list)
-    doomed: list[tuple[VarId, Failure | Cancellation]] = field(default_factory=list)
-    ended: list[CallNode] = field(default_factory=list)
-    finished: list[CallNode] = field(default_factory=list)
 
 
 class SessionGraph:
@@ -176,7 +68,7 @@ class SessionGraph:
                 self._repeated(call, effects)
                 continue
             outline = outlines[call.id]
-            failure = self._flaw(call, outline, produced)
+            failure = flaw_of(call, outline, self.variables, produced)
             if failure is not None:
                 self._refuse(call, failure, effects)
                 continue
@@ -303,40 +195,10 @@ class SessionGraph:
                 outlines[call.id] = Outline(call)
         return outlines
 
-    def _flaw(self, call: Call, outline: Outline, produced: set[VarId]) -> Failure | None:
-        outputs = outline.outputs
-        if not outputs:
-            return _invalid(call, f"{_title(call)} has no output")
-        if len(outputs) > 1 and len(set(outputs)) != len(outputs):
-            return _invalid(call, f"{_title(call)} names one output variable twice: {', '.join(sorted(outputs))}")
-        for variable in outputs:
-            node = self.variables.get(variable)
-            if node is not None and node.producer is not None:
-                return _invalid(
-                    call, f"{_title(call)} would produce {variable!r}, which call {node.producer.id!r} produces"
-                )
-        if isinstance(call, ModelCall) and len(outputs) > 1:
-            groups = [s for m in call.messages for s in m.segments if isinstance(s, Output)]
-            if any(len(s.variables) > 1 for s in groups[:-1]):
-                return _invalid(call, f"{_title(call)}: only the last output may have several variables (n > 1)")
-        for variable in outline.inputs:
-            known = self.variables.get(variable)
-            if variable not in produced and (known is None or not known.known):
-                return Failure(
-                    code=ErrorCode.UNKNOWN_VARIABLE,
-                    message=f"{_title(call)}: input {placeholder_of(call, variable)!r} is variable {variable!r}, which this "
-                    "session does not know; declare it, or submit the call that produces it, first",
-                    call=call.id,
-                    function=call.function,
-                    variable=variable,
-                )
-        return None
-
     def _repeated(self, call: Call, effects: Effects) -> None:
         """A call whose id was used before: an entry written twice, or another call, whose outputs nobody would produce."""
         if any(self._variable(v).producer is None for v in outputs_of(call)):
-            failure = _invalid(call, f"call id {call.id!r} was used before, for a call with other outputs")
-            self._refuse(call, failure, effects, CallId(f"{call.id} again {len(self.calls)}"))
+            self._refuse(call, used_before(call), effects, CallId(f"{call.id} again {len(self.calls)}"))
 
     def _refuse(self, call: Call, failure: Failure, effects: Effects, name: CallId | None = None) -> None:
         mine = tuple(v for v in dict.fromkeys(outputs_of(call)) if self._variable(v).producer is None)
@@ -375,17 +237,10 @@ class SessionGraph:
 
     def _break_cycles(self, added: Sequence[CallNode], effects: Effects) -> None:
         """Fail the added calls that need their own result. Removing them breaks every cycle, since the graph had none before."""
-        cyclic = on_cycles({c: self.consumers(c) for c in self._reach(added)})
+        on_cycle = on_cycles({c: self.consumers(c) for c in self._reach(added)})
         for node in added:
-            if node in cyclic and node.state is WAITING:
-                chain = " -> ".join(repr(c.id) for c in walk_cycle(node, cyclic))
-                failure = Failure(
-                    code=ErrorCode.CYCLE,
-                    message=f"call {node.id!r} waits for its own result: {chain}; take one of these calls out",
-                    call=node.id,
-                    function=node.function,
-                )
-                self._end(node, failure, effects)
+            if node in on_cycle and node.state is WAITING:
+                self._end(node, cyclic(node, walk_cycle(node, on_cycle)), effects)
 
     def _reach(self, start: Sequence[CallNode]) -> set[CallNode]:
         """All calls downstream of `start`. Cheap for most: a new output has no consumers but those of its own entry."""
@@ -404,7 +259,7 @@ class SessionGraph:
         for variable in node.inputs:
             source = self.variables[variable]
             if source.status in (OutcomeStatus.FAILURE, OutcomeStatus.CANCELLED):
-                self._end(node, _inherited(source), effects)
+                self._end(node, inherited(source), effects)
                 return
         if not self.lazy:
             node.wanted = True
@@ -459,7 +314,7 @@ class SessionGraph:
             call.missing -= 1
             self._make_ready(call, effects)
         elif call.state is WAITING:
-            self._end(call, _inherited(source), effects)
+            self._end(call, inherited(source), effects)
 
     def _output_ended(self, call: CallNode, effects: Effects) -> None:
         call.unended -= 1
@@ -513,19 +368,3 @@ class SessionGraph:
                 )
                 assert call.state is WAITING or missing == 0, f"{call.id}: {call.state} without its inputs"
         assert live == self.unfinished, f"{self.unfinished} unfinished calls counted, {live} found"
-
-
-def _title(call: Call) -> str:
-    return f"call {call.id!r}" + (f" of function {call.function!r}" if call.function else "")
-
-
-def _invalid(call: Call, message: str) -> Failure:
-    return Failure(code=ErrorCode.INVALID_CALL, message=message, call=call.id, function=call.function)
-
-
-def _inherited(source: VarNode) -> Failure | Cancellation:
-    """What a call ends in whose input `source` has no value: the first failure, unchanged, so that it names its origin."""
-    if source.status is OutcomeStatus.CANCELLED or source.failure is None:
-        origin = source.producer.id if source.producer else ""
-        return Cancellation(reason=f"its input {source.id!r} was cancelled", call=origin)
-    return source.failure

@@ -26,6 +26,7 @@ from myna.actors.messages import (
     Submit,
     Tenant,
     TenantPolicy,
+    Tried,
     Unwant,
     Usage,
     VarId,
@@ -33,10 +34,11 @@ from myna.actors.messages import (
 )
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.program import outputs_of
-from myna.actors.scheduler.commands import AppendClose, Command, EndVariable, Inquire, PurgeSession
+from myna.actors.scheduler.commands import AppendEntry, Command, EndVariable, Inquire, PurgeSession
 from myna.actors.scheduler.dispatch import Dispatcher
 from myna.actors.scheduler.events import Ended, Garbled, Logged, Unlogged
-from myna.actors.scheduler.graph import CallState, Effects, SessionGraph
+from myna.actors.scheduler.graph import SessionGraph
+from myna.actors.scheduler.nodes import CallState, Effects
 from myna.actors.scheduler.policies.tenants import Share
 from myna.actors.scheduler.quotas import Stake, records
 from myna.actors.scheduler.state import Session, SessionKey, State
@@ -84,7 +86,9 @@ class Ledger:
             self._stored(session, event.size)
             self._fold(session, entry, now)
 
-    def _fold(self, session: Session, entry: Declare | Submit | Want | Unwant | Cancel | Close, now: float) -> None:
+    def _fold(
+        self, session: Session, entry: Declare | Submit | Want | Unwant | Cancel | Close | Tried, now: float
+    ) -> None:
         graph, planner = session.graph, self._state.planner
         match entry:
             case Declare(variables=variables):
@@ -108,6 +112,10 @@ class Ledger:
                 self._state.quotas.closed(session.key[0], session.stake)
                 planner.closed(graph)
                 effects = graph.close(f"the session has ended: {session.closed_because}")
+            case Tried(call=name, tries=tries):
+                if (call := graph.calls.get(CallId(name))) is not None:
+                    call.tries = max(call.tries, tries)
+                return
             case _:
                 assert_never(entry)
         self._apply(session, effects, now)
@@ -202,7 +210,7 @@ class Ledger:
         if too_much is not None and session.refused is None and session.closing_at is None:
             session.refused = too_much
             if self._state.lease is not None:
-                self._state.out.append(AppendClose(*session.key, Close(reason=too_much.message)))
+                self._state.out.append(AppendEntry(*session.key, Close(reason=too_much.message)))
 
     def _used(self, session: Session, event: Ended) -> None:
         node = session.graph.variables.get(event.variable)
@@ -256,7 +264,7 @@ class Ledger:
                     self._forget(session)
             elif session.running == 0 and now - session.last_active > session.opened.ttl:
                 reason = f"the session expired after {session.opened.ttl:g} s without activity"
-                self._state.out.append(AppendClose(*key, Close(reason=reason)))
+                self._state.out.append(AppendEntry(*key, Close(reason=reason)))
                 session.last_active = now
         for key, early in list(self._early.items()):
             if now - early.since > EARLY:

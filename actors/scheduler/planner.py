@@ -11,7 +11,8 @@ from functools import partial
 from myna.actors.messages import Beat, ModelCall, Objective, Usage, VarId, WorkerId, WorkerKind
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
-from myna.actors.scheduler.graph import READY, RUNNING, WAITING, CallNode, Placed, SessionGraph
+from myna.actors.scheduler.graph import SessionGraph
+from myna.actors.scheduler.nodes import READY, RUNNING, WAITING, CallNode, Placed
 from myna.actors.scheduler.policies import Policies, applications, objectives
 from myna.actors.scheduler.policies.lengths import CHARACTERS, Lengths, work_of
 from myna.actors.scheduler.policies.memo import Memo
@@ -149,7 +150,7 @@ class Planner:
         asks = _asks(call, resumes=self._resumes(call))
         queue = self._queues.get(asks)
         if queue is None:
-            queue = self._queues[asks] = ReadyQueue(self.policies, self.accounts)
+            queue = self._queues[asks] = ReadyQueue(self.policies, self.accounts, self.lengths)
         queue.push(call, call.session.tenant, call.spec.priority + call.session.priority, self._fleet.now)
 
     def _resumes(self, call: CallNode) -> bool:
@@ -349,7 +350,9 @@ class Planner:
                 self.accounts.of(graph.tenant).charge(work_of(computed, call.produced) - call.work)
 
     def _compare(self, call: CallNode, chain: Chain, worker: WorkerId, usage: Usage) -> None:
-        placed = call.placed
+        placed, there = call.placed, self._fleet.workers.get(worker)
+        if there is None or there.offer.tokens is None:
+            return  # who does not tell its memory may not tell either what it had cached
         if placed is not None and self.policies.prefixes and usage.cached_tokens < 0.5 * placed.matched:
             self.belief.evicted(worker, placed.matched - usage.cached_tokens)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import reduce
+from operator import add
 
 from myna.actors.messages import (
     CallId,
@@ -44,25 +45,29 @@ class Stake:
     @property
     def total(self) -> Usage:
         """What all its calls have used."""
-        return reduce(plus, self.used.values(), _NONE)
+        return reduce(add, self.used.values(), _NONE)
 
 
 class _Sum:
     """Usage that is added up for every call: in place, since a new `Usage` each time costs more than the sum."""
 
-    __slots__ = ("cached_tokens", "output_tokens", "prompt_tokens")
+    __slots__ = ("cached_tokens", "cost", "output_tokens", "prompt_tokens")
 
     def __init__(self) -> None:
-        self.prompt_tokens = self.cached_tokens = self.output_tokens = 0
+        self.prompt_tokens = self.cached_tokens = self.output_tokens = self.cost = 0
 
     def add(self, usage: Usage, times: int = 1) -> None:
         self.prompt_tokens += times * usage.prompt_tokens
         self.cached_tokens += times * usage.cached_tokens
         self.output_tokens += times * usage.output_tokens
+        self.cost += times * usage.cost
 
     def usage(self) -> Usage:
         return Usage(
-            prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens, output_tokens=self.output_tokens
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.output_tokens,
+            cost=self.cost,
         )
 
 
@@ -173,7 +178,7 @@ class Quotas:
         before = stake.used.get(call)
         if before is None:
             tenant.used_by += 1
-        stake.used[call] = usage if before is None else plus(before, usage)
+        stake.used[call] = usage if before is None else before + usage
         tenant.used.add(usage)
         if charge:
             tenant.settle(now)
@@ -228,18 +233,9 @@ def records(
     parts = [tuple(calls[n : n + PART]) for n in range(0, len(calls), PART)]
     return tuple(
         SessionUsage(
-            tenant=name, session=session, used=reduce(plus, (c.usage for c in part)), calls=part, name=title[:200]
+            tenant=name, session=session, used=reduce(add, (c.usage for c in part)), calls=part, name=title[:200]
         )
         for part in parts
-    )
-
-
-def plus(a: Usage, b: Usage) -> Usage:
-    """The sum of two usages."""
-    return Usage(
-        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
-        cached_tokens=a.cached_tokens + b.cached_tokens,
-        output_tokens=a.output_tokens + b.output_tokens,
     )
 
 

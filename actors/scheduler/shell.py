@@ -21,6 +21,7 @@ from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery, Stored, Un
 from myna.actors.codec import TooLarge, WireError
 from myna.actors.messages import (
     Cancellation,
+    Close,
     Drain,
     DrainRequest,
     ErrorCode,
@@ -29,7 +30,9 @@ from myna.actors.messages import (
     Failure,
     GraphRequest,
     LogEntry,
+    LogRequest,
     Run,
+    SessionId,
     SessionUsage,
     StatusRequest,
     StreamStatus,
@@ -39,9 +42,9 @@ from myna.actors.messages import (
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler import border
+from myna.actors.scheduler import border, history
 from myna.actors.scheduler.commands import (
-    AppendClose,
+    AppendEntry,
     Command,
     Dispatch,
     EndVariable,
@@ -69,6 +72,7 @@ from myna.actors.scheduler.events import (
     Wake,
 )
 from myna.actors.scheduler.lease import Leadership
+from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.state import SessionKey
 from myna.actors.subjects import InvalidName, Question, ToWorker
 
@@ -80,13 +84,15 @@ MAILBOX = 20_000
 """Events that may wait. Beyond, subscriptions fill up, and then the actor fails: nothing is dropped silently."""
 RETRY = 0.5
 """Seconds between two tries to publish what must be published."""
+LOGS_AT_ONCE = 4
+"""Logs that are read for tenants at once: each takes a consumer of the stream's."""
 ENSURE = 3.0
 """Seconds between two looks whether the streams are there: one in memory is gone after a restart of its only server."""
 
 _OURS = ("myna.", "myna-", "$")
 """Where no answer may go: a tenant could make us write where it may not."""
 
-_Stored = EndVariable | AppendClose | PurgeSession
+_Stored = EndVariable | AppendEntry | PurgeSession
 
 
 class SchedulerFailed(Exception):
@@ -96,16 +102,17 @@ class SchedulerFailed(Exception):
 class Scheduler:
     """One scheduler process's actor."""
 
-    def __init__(self, bus: Bus, name: str) -> None:
+    def __init__(self, bus: Bus, name: str, policies: Policies | None = None) -> None:
         self._bus = bus
         self._name = name
         self._nonce = uuid.uuid4().hex  # of message ids: who could guess one could have ours taken for a repetition
-        self._core = SchedulerCore()
+        self._core = SchedulerCore(policies)
         self._mailbox: asyncio.Queue[SchedulerEvent] = asyncio.Queue(MAILBOX)
         self._outboxes: dict[SessionKey, deque[_Stored]] = {}
         self._streams: tuple[StreamStatus, ...] = ()
         self._log_read = 0
         """Sequence of the last entry of the log that is in the mailbox."""
+        self._reading_logs = asyncio.Semaphore(LOGS_AT_ONCE)
         self._tasks: asyncio.TaskGroup
         self._failed: asyncio.Future[None]
         self.rejected = 0
@@ -127,9 +134,7 @@ class Scheduler:
                 await self._mailbox.put(Led(self._name, leadership.term, self._now()))
                 self._tasks.create_task(self._tick())
                 self._tasks.create_task(self._keep_streams())
-        except* BusError as errors:
-            raise errors.exceptions[0] from None
-        except* SchedulerFailed as errors:
+        except* (BusError, SchedulerFailed) as errors:  # one clause: of two, each that applied would add to a group
             raise errors.exceptions[0] from None
         finally:
             await leadership.release()
@@ -307,10 +312,30 @@ class Scheduler:
             question, tenant = border.question(delivery.subject)
             if delivery.reply.startswith(_OURS):
                 raise WireError(f"an answer to {delivery.reply!r} was asked for")
+            if question is Question.LOG:
+                self._tell_log(delivery, tenant)
+                return
             answer = self._answer(question, delivery.data, tenant)
         except WireError as error:
             self._reject(delivery.subject, error)
             return
+        await self._send(delivery.reply, answer)
+
+    def _tell_log(self, delivery: Delivery, tenant: Tenant | None) -> None:
+        """Begin to read a log for its tenant. Raises `WireError`."""
+        if tenant is None:
+            raise WireError("the operator follows the logs themselves")
+        asked: LogRequest = codec.decode(delivery.data, LogRequest)
+        self._tasks.create_task(self._read_log(delivery, tenant, SessionId(subjects.token(asked.session)), asked.after))
+
+    async def _read_log(self, delivery: Delivery, tenant: Tenant, session: SessionId, after: int) -> None:
+        assert delivery.reply is not None
+        async with self._reading_logs:
+            try:
+                answer = codec.encode(await history.page(self._bus, tenant, session, after))
+            except (BusError, TimeoutError, WireError) as error:  # who asked asks again
+                log.warning("a log can't be told", session=session, reason=str(error) or "time-out")
+                return
         await self._send(delivery.reply, answer)
 
     def _answer(self, question: Question, data: bytes, tenant: Tenant | None) -> bytes:
@@ -329,6 +354,8 @@ class Scheduler:
                 return codec.encode(self._core.why(codec.decode(data, Why), self._now(), tenant))
             case Question.DRAIN:
                 return self._drain(codec.decode(data, DrainRequest), tenant)
+            case Question.LOG:
+                raise WireError("a log is read from its stream")
             case Question.GRAPH:
                 return codec.encode(self._core.graph(codec.decode(data, GraphRequest), self._now(), tenant))
             case _:
@@ -381,7 +408,7 @@ class Scheduler:
                 await self._tell(worker, ToWorker.RETAIN, codec.encode(retain))
             case LetGo(worker=worker, release=release):
                 await self._tell(worker, ToWorker.RELEASE, codec.encode(release))
-            case EndVariable() | AppendClose() | PurgeSession():
+            case EndVariable() | AppendEntry() | PurgeSession():
                 self._put_out(command)
             case Inquire():
                 self._tasks.create_task(self._inquire(command))
@@ -435,9 +462,10 @@ class Scheduler:
         match command:
             case EndVariable(tenant, session, variable, outcome):
                 await self._end(subjects.write(tenant, session, variable), outcome)
-            case AppendClose(tenant, session, close):
+            case AppendEntry(tenant, session, entry):
                 subject = subjects.log(tenant, session)
-                await self._bus.append(subject, codec.encode(close), message_id=f"{subject}:expired:{self._nonce}")
+                which = "closed" if isinstance(entry, Close) else f"{entry.call}:{entry.tries}"
+                await self._bus.append(subject, codec.encode(entry), message_id=f"{subject}:{which}:{self._nonce}")
             case PurgeSession(tenant, session, used):
                 for n, part in enumerate(used):
                     await self._record(subjects.usage(tenant, session, n), part)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from myna.actors.messages import PROTOCOL, Attempt, Failure, Hello, Open, SessionId, Stop, Tenant, WorkerId
 from myna.actors.scheduler.commands import Command, Halt, SayHello
 from myna.actors.scheduler.fleet import Fleet, HeldKey
-from myna.actors.scheduler.graph import CallNode, SessionGraph
+from myna.actors.scheduler.graph import SessionGraph
+from myna.actors.scheduler.nodes import CallNode
 from myna.actors.scheduler.planner import Planner
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.quotas import Quotas, Stake

@@ -33,8 +33,11 @@ class Node:
         return f"{self.address or self.name}:{self.route_port}"
 
 
-def configs(authority: Authority, nodes: Sequence[Node], *, tls: ServerTls | None = None) -> list[ServerConfig]:
-    """The configuration of each server. `tls`: files on the servers' machines, for clients and routes."""
+def configs(
+    authority: Authority, nodes: Sequence[Node], *, tls: ServerTls | None = None, monitor_port: int | None = None
+) -> list[ServerConfig]:
+    """The configuration of each server. `tls`: files on the servers' machines, for clients and routes. `monitor_port`: where a
+    server tells its own machine, and no other, how it is (HTTP, `/healthz`)."""
     return [
         ServerConfig(
             node.store,
@@ -43,10 +46,17 @@ def configs(authority: Authority, nodes: Sequence[Node], *, tls: ServerTls | Non
             name=node.name,
             trust=partial(server_lines, authority, node.store / "accounts"),
             tls=tls,
-            extra=_routes(node, nodes, authority.routes_password, tls),
+            extra="\n".join((_leaving(monitor_port), _routes(node, nodes, authority.routes_password, tls))),
         )
         for node in nodes
     ]
+
+
+def _leaving(monitor_port: int | None) -> str:
+    """How a server tells its health, and how it leaves when it is asked to (SIGUSR2): its streams lead elsewhere first, then its
+    clients are sent away one by one, in at most 30 s, which is the least that it takes."""
+    lines = ['lame_duck_duration: "30s"', 'lame_duck_grace_period: "1s"']
+    return "\n".join(lines if monitor_port is None else [f'http: "127.0.0.1:{monitor_port}"', *lines])
 
 
 def _routes(node: Node, nodes: Sequence[Node], password: str, tls: ServerTls | None) -> str:

@@ -9,6 +9,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from myna.actors import subjects
 from myna.actors.messages import Tenant
@@ -52,21 +53,26 @@ def _parts(token: str, user: Key) -> tuple[tuple[str, str], ...]:
     return (_TOKEN, token), (_SEED, user.seed)
 
 
-def identity(path: Path) -> Identity:
-    """Whose the file is. Raises `InvalidCredentials`."""
+def claims(path: Path) -> dict[str, Any]:
+    """The signed claims in the file, whose signature is not looked at. Raises `InvalidCredentials`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        claims = keys.read(lines[next(n for n, line in enumerate(lines) if f"BEGIN {_TOKEN}" in line) + 1])
+        return keys.read(lines[next(n for n, line in enumerate(lines) if f"BEGIN {_TOKEN}" in line) + 1])
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidCredentials(f"the credentials {path} can't be read: {error}") from None
     except (InvalidClaims, StopIteration, IndexError):
         raise InvalidCredentials(f"{path} is no credentials file") from None
-    kind, _, name = str(claims.get("name", "")).partition(":")
+
+
+def identity(path: Path) -> Identity:
+    """Whose the file is. Raises `InvalidCredentials`."""
+    said = claims(path)
+    kind, _, name = str(said.get("name", "")).partition(":")
     try:
         subjects.token(name)
     except subjects.InvalidName:
         raise InvalidCredentials(f"{path} holds credentials of another system") from None
-    public = str(claims.get("sub", ""))
+    public = str(said.get("sub", ""))
     return Identity(Tenant(name), None, public) if kind == "tenant" else Identity(None, name, public)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from myna.actors.config import Address, Tls
 from myna.actors.messages import Tenant, TenantPolicy
 from myna.actors.subjects import token
+from myna.actors.tenants import accounts
 from myna.actors.tenants.accounts import ADMIN
 from myna.actors.tenants.authority import Authority
-from myna.actors.tenants.credentials import write_private
+from myna.actors.tenants.credentials import InvalidCredentials, claims, write_private
 from myna.actors.tenants.rights import Role
 
 
@@ -33,9 +34,27 @@ class Keyring:
     def begin(self, tenant: Tenant) -> None:
         """Issue new credentials to all roles, the old ones being void, and to `tenant` if it has none here."""
         self.authority.renew_roles()
-        for role in Role:
-            write_private(role_file(self._home, role), self.authority.role(role))
-        write_private(role_file(self._home, ADMIN), self.authority.admin())
+        self._issue(*Role, ADMIN)
+        self._admit(tenant)
+
+    def complete(self, tenant: Tenant) -> None:
+        """Issue what has no file here, or one whose rights are those of another release; what was issued stays valid."""
+        self._issue(*(role for role in (*Role, ADMIN) if not self._is_current(role)))
+        self._admit(tenant)
+
+    def _issue(self, *roles: str) -> None:
+        for role in roles:
+            made = self.authority.admin() if role == ADMIN else self.authority.role(Role(role))
+            write_private(role_file(self._home, role), made)
+
+    def _is_current(self, role: str) -> bool:
+        now = accounts.administrator("", 0) if role == ADMIN else accounts.role_user("", Role(role), 0)
+        try:
+            return bool(claims(role_file(self._home, role))["nats"] == now["nats"])
+        except InvalidCredentials:
+            return False
+
+    def _admit(self, tenant: Tenant) -> None:
         if tenant not in self.authority.tenants:
             self.create(tenant)
         elif not tenant_file(self._home, tenant).exists():

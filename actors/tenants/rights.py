@@ -128,14 +128,14 @@ _ROLES = {
     ),
     Role.ENGINE: Rights(
         publish=(
-            *("myna.*.*.set.*", "myna.*.*.put.*.*", subjects.FROM_WORKERS, *_GETS),
+            *("myna.*.*.set.*", "myna.*.*.put.*.*", subjects.FROM_WORKERS, subjects.SIGHTS, *_GETS),
             *_api(*(f"STREAM.MSG.GET.{stream.name}" for stream in (subjects.VALUES, subjects.CHUNKS))),
         ),
         subscribe=(subjects.TO_WORKERS, subjects.HELLO),
     ),
     Role.GATEWAY: Rights(
         publish=("myna.*.*.log", "myna.*.*.set.*", "myna.*.*.alive", subjects.ASK, subjects.STATUS, *_GETS),
-        subscribe=("myna.*.*.var.*", "myna.*.*.tok.*.*"),
+        subscribe=("myna.*.*.var.*", "myna.*.*.tok.*.*", subjects.SIGHTS),
     ),
     Role.OPERATOR: Rights(
         publish=(
@@ -143,6 +143,6 @@ _ROLES = {
             *_api("INFO", *(f"STREAM.INFO.{name}" for name in _STREAMS)),
             *(*_ALL_GETS, *_FOLLOWS),
         ),
-        subscribe=(),
+        subscribe=(subjects.SIGHTS,),
     ),
 }

@@ -35,9 +35,12 @@ def server_lines(authority: Authority, folder: Path) -> str:
 
 
 def lay_out(authority: Authority, folder: Path) -> None:
-    """Write all accounts' claims, as they are now, into the folder of a server that does not run."""
+    """Write all accounts' claims, as they are now, into the folder of a server; those that are there already are left alone, so
+    that a server that runs notices nothing."""
     for account, claims in authority.account_claims().items():
-        write_private(folder / f"{account}.jwt", claims)
+        path = folder / f"{account}.jwt"
+        if not path.exists() or path.read_text() != claims:
+            write_private(path, claims)
 
 
 def local_lines(authority: Authority, folder: Path) -> str:

@@ -1,7 +1,8 @@
 """What does a worker's work: the seam between the worker actor and an engine process, a no-op engine, or agent functions.
 
 A backend never blocks the event loop. It tells what it makes through the `report` given to `start`, in order, one report at a
-time for one output: any number of `Produced`, then one `OutputEnded`; at last one `JobEnded`. Or `JobFailed`, at any moment.
+time for one output: any number of `Produced`, then one `OutputEnded`; at last one `JobEnded`. Or `JobFailed` or `JobRefused`, at
+any moment. And `Offered`, when what it can do has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from myna.actors.messages import (
     Failure,
     FinishReason,
     ModelCall,
+    Phase,
+    PrefixSight,
     SessionId,
+    StepSight,
     Tenant,
     TokenLogprob,
     Usage,
@@ -41,6 +45,8 @@ class Offer:
     context_length: int | None = None
     resumable: bool = False
     tenant: Tenant | None = None
+    paused: str = ""
+    named_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +116,51 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class JobFailed:
-    """This attempt failed; the scheduler decides what follows."""
+    """This attempt failed; the scheduler decides what follows. `final`: this call is not to be tried again, even if a new one
+    may be."""
+
+    key: RunKey
+    failure: Failure
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobRefused:
+    """This attempt could not begin here and now, through no fault of its own: it goes elsewhere, or waits for another `Offer`."""
 
     key: RunKey
     failure: Failure
 
 
-Report = Produced | OutputEnded | JobEnded | JobFailed
-Reporter = Callable[[Report], None]
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What the backend can do has changed."""
+
+    offer: Offer
+
+
+Report = Produced | OutputEnded | JobEnded | JobFailed | JobRefused
+Reporter = Callable[[Report | Offered], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an attempt is in the backend; the figures are those of `messages.CallSight`."""
+
+    phase: Phase
+    tokens: int = 0
+    computed: int = 0
+    cached: int = 0
+    prefix: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Insight:
+    """What a backend shows of itself. `steps` are told by the wall clock."""
+
+    progress: Mapping[RunKey, Progress] = field(default_factory=dict)
+    steps: tuple[StepSight, ...] = ()
+    prefixes: tuple[PrefixSight, ...] = ()
 
 
 class BackendDied(Exception):
@@ -160,3 +203,7 @@ class Backend(ABC):
     def load(self) -> dict[str, float]:
         """Figures for the heartbeat, such as free KV tokens."""
         return {}
+
+    def look(self) -> Insight:
+        """What people may look at, beside what the worker knows; the steps since it was looked at last."""
+        return Insight()

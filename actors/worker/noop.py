@@ -16,9 +16,10 @@ from myna.actors.worker.tasks import TaskBackend
 
 @dataclass(frozen=True, slots=True)
 class NoopModel:
-    """The modelled engine: seconds a decode step, and how many calls run at once."""
+    """The modelled engine: the names of its model, seconds a decode step, and how many calls run at once."""
 
     name: str = "noop"
+    aliases: tuple[str, ...] = ()
     step: float = 0.0
     capacity: int = 64
 
@@ -33,7 +34,7 @@ class NoopBackend(TaskBackend):
     async def start(self, report: Reporter) -> Offer:
         """Ready at once."""
         self._report = report
-        return Offer(WorkerKind.ENGINE, (self._model.name,), self._model.capacity, resumable=True)
+        return Offer(WorkerKind.ENGINE, (self._model.name, *self._model.aliases), self._model.capacity, resumable=True)
 
     async def _run(self, job: Job) -> None:
         assert isinstance(job.call, ModelCall)

@@ -34,6 +34,7 @@ from myna.actors.messages import (
     Retain,
     Run,
     SessionId,
+    Sight,
     Stop,
     Tenant,
     Value,
@@ -42,7 +43,8 @@ from myna.actors.messages import (
 )
 from myna.actors.program import inputs_of
 from myna.actors.subjects import FromWorker, ToWorker
-from myna.actors.worker.backend import Backend, BackendDied, Offer, Report, RunKey
+from myna.actors.worker import showing
+from myna.actors.worker.backend import Backend, BackendDied, Offer, Offered, Report, RunKey
 from myna.actors.worker.core import WorkerCore
 from myna.actors.worker.events import (
     Abandon,
@@ -69,11 +71,14 @@ from myna.actors.worker.events import (
     WorkerCommand,
     WorkerEvent,
 )
+from myna.actors.worker.showing import Showing
 
 log = structlog.get_logger(__name__)
 
 BEAT = 1.0
 """Seconds between two heartbeats."""
+SHOW = 1.0
+"""Seconds between two looks at what the worker does."""
 PATIENCE = 15.0
 """Seconds that an input's value may take to appear on a replica, and a write to be acknowledged."""
 CACHE_BYTES = 64 * 1024 * 1024
@@ -123,6 +128,7 @@ class Worker:
         self._backend = backend
         self._incarnation = uuid.uuid4().hex
         self._values = _ValueCache(CACHE_BYTES)
+        self._showing = Showing()
         self._core: WorkerCore
         self._offer: Offer
         self._tenant: Tenant | None = None
@@ -142,7 +148,8 @@ class Worker:
             self._core = WorkerCore(self._worker, resumable=self._offer.resumable)
             async with asyncio.TaskGroup() as self._tasks:
                 await self._listen()
-                watchers = [self._tasks.create_task(c) for c in (self._beat(), self._watch(), self._backend_lives())]
+                watching = (self._beat(), self._watch(), self._backend_lives(), self._show())
+                watchers = [self._tasks.create_task(c) for c in watching]
                 await self._present()
                 self.ready.set()
                 await self._departed.wait()
@@ -219,8 +226,12 @@ class Worker:
             return
         self._feed(Asked(hello, self._now()))
 
-    def _on_report(self, report: Report) -> None:
-        self._feed(Reported(report, self._now()))
+    def _on_report(self, report: Report | Offered) -> None:
+        if not isinstance(report, Offered):
+            self._feed(Reported(report, self._now()))
+            return
+        self._offer = report.offer
+        self._spawn(self._present())
 
     def _feed(self, event: WorkerEvent) -> None:
         """Handle one event. Synchronous, so events never interleave; what needs waiting becomes a task."""
@@ -310,6 +321,8 @@ class Worker:
             draining=self._core.draining,
             tenant=offer.tenant,
             running=self._core.running,
+            paused=offer.paused,
+            named_only=offer.named_only,
         )
         await self._send(self._to_scheduler(FromWorker.ANNOUNCE), codec.encode(announce))
 
@@ -323,6 +336,32 @@ class Worker:
                 load=self._backend.load(),
             )
             await self._send(self._to_scheduler(FromWorker.BEAT), codec.encode(beat))
+
+    async def _show(self) -> None:
+        """Show what goes on here, whether anybody looks or not. A tenant's agent has nobody to show it to."""
+        while self._tenant is None:
+            await asyncio.sleep(SHOW)
+            insight = self._backend.look()
+            sight = Sight(
+                worker=self._worker,
+                incarnation=self._incarnation,
+                at=time.time(),
+                kind=self._offer.kind,
+                serves=self._offer.serves,
+                capacity=self._offer.capacity,
+                load=self._backend.load(),
+                calls=showing.calls(self._core.shown(), insight, time.time() - self._now()),
+                ended=self._showing.take(),
+                steps=insight.steps,
+                prefixes=insight.prefixes,
+                left_out=max(len(self._core.running) - showing.MOST_CALLS, 0),
+            )
+            try:
+                data = codec.encode(sight)
+            except WireError as error:  # a show is not worth a worker
+                self._reject("sight", error)
+                continue
+            await self._send(subjects.sight(self._worker), data)
 
     async def _leave(self, reason: str = "") -> None:
         leave = Leave(worker=self._worker, incarnation=self._incarnation, reason=reason[:1000])
@@ -429,6 +468,7 @@ class Worker:
         event: WorkerEvent
         try:
             value = _by_wall_clock(command.value, time.time() - self._now())
+            self._showing.ended(key, self._core.function_of(key), value)
             data, headers = outcomes.pack(value)
             await self._bus.append(subject, data, message_id=self._id(subject, key), headers=headers, timeout=PATIENCE)
             self._values.put(subject, value, len(data))

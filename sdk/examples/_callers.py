@@ -10,6 +10,7 @@ A simulated round trip of `r` seconds is `r / 2` for whatever the client sends a
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -137,8 +138,10 @@ class WaitingCaller(Caller):
     async def _send(self, label: str, function: Function | myna.Agent, arguments: dict[str, Any]) -> myna.Value:
         texts = {name: await _text(argument) for name, argument in arguments.items()}
         if isinstance(function, myna.Agent):
+            made = function.function(**texts)
+            text = await made if inspect.isawaitable(made) else made
             self._on_end()
-            return myna.Value(text=function.function(**texts))
+            return myna.Value(text=text)
         await asyncio.sleep(self._half)
         value = await self._watch(label, function(session=self._session, **texts))
         await asyncio.sleep(self._half)

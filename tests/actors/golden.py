@@ -93,6 +93,34 @@ _FAILURE = m.Failure(
     attempt=2**20 + 1,
 )
 _RUNNING = m.Running(tenant="acme", session="s1", call="call-1", attempt=2**20)
+_CALL_SIGHT = m.CallSight(
+    tenant="acme",
+    session="s1",
+    call="call-1",
+    attempt=2**20 + 1,
+    function="f",
+    phase=m.Phase.DECODE,
+    since=1750000000.0,
+    produced=3,
+    tokens=40,
+    computed=39,
+    cached=16,
+    prefix=2,
+)
+_SPAN_SIGHT = m.SpanSight(
+    tenant="acme",
+    session="s1",
+    call="call-1",
+    attempt=2**20 + 1,
+    function="f",
+    received=1.0,
+    began=1.25,
+    first=1.5,
+    ended=2.0,
+    usage=_USAGE,
+)
+_STEP_SIGHT = m.StepSight(at=1.0, seconds=0.25, steps=3, drawn=6, prefilled=64, running=2, waiting=1, pages=9)
+_PREFIX_SIGHT = m.PrefixSight(id=2, parent=1, cache="acme", begin=16, tokens=32, hits=5, holders=2, text="You are")
 _WORKER_STATUS = m.WorkerStatus(
     worker="w1",
     kind=m.WorkerKind.ENGINE,
@@ -164,6 +192,7 @@ EXAMPLES: dict[str, Frozen] = {
     "Cancel": m.Cancel(calls=("call-1",), reason="enough"),
     "Cancel.upstream": m.Cancel(calls=("call-1",), upstream=True),
     "Close": m.Close(reason="done"),
+    "Tried": m.Tried(call="call-1", tries=2),
     "Usage": _USAGE,
     "TokenLogprob": _LOGPROB,
     "TokenLogprob.texts": m.TokenLogprob(token=5, logprob=-0.25, top=((5, -0.25),), text=" a", top_texts=(" a",)),
@@ -219,6 +248,9 @@ EXAMPLES: dict[str, Frozen] = {
     "Retain": m.Retain(tenant="acme", session="s1", id="keep-1", call=_MODEL_CALL, lease=5, distance=2.5),
     "Release": m.Release(ids=("keep-1", "keep-2"), lease=5),
     "Drain": m.Drain(lease=5),
+    "LogRequest": m.LogRequest(session="s1", after=7),
+    "LogLine": m.LogLine(sequence=8, at=1750000000.25, entry=b"\x80"),
+    "LogPage": m.LogPage(lines=(m.LogLine(sequence=8, at=1750000000.25, entry=b"\x80"),), more=True),
     "StreamStatus": m.StreamStatus(name="MYNA_LOG", messages=3, bytes=700),
     "DrainRequest": m.DrainRequest(worker="w1"),
     "Event": m.Event(
@@ -240,6 +272,24 @@ EXAMPLES: dict[str, Frozen] = {
         attempt=2**20 + 1,
         failure=_FAILURE,
         final=True,
+    ),
+    "CallSight": _CALL_SIGHT,
+    "SpanSight": _SPAN_SIGHT,
+    "StepSight": _STEP_SIGHT,
+    "PrefixSight": _PREFIX_SIGHT,
+    "Sight": m.Sight(
+        worker="w1",
+        incarnation="i1",
+        at=1750000000.25,
+        kind=m.WorkerKind.ENGINE,
+        serves=("m",),
+        capacity=8,
+        load={"pages": 64.0},
+        calls=(_CALL_SIGHT,),
+        ended=(_SPAN_SIGHT,),
+        steps=(_STEP_SIGHT,),
+        prefixes=(_PREFIX_SIGHT,),
+        left_out=1,
     ),
     "TenantPolicy": _POLICY,
     "TenantPolicy.plain": m.TenantPolicy(tenant="acme"),

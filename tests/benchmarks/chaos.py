@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.chaos [--applications 1000] [--faults 200] [--seed N] [--quick] [--json FILE]
 
-Three NATS servers that keep streams together, two schedulers, engines without a model, two agent processes; every process reaches
-each server over a wire of its own. Faults: kill -9, SIGSTOP for a while, the wires cut or frozen, of engines, schedulers, agents,
-NATS servers (one at a time: of three, one may fail) and of the applications' own connections.
+Three NATS servers that keep streams together, two schedulers, two gateways, engines without a model, two agent processes; every
+process reaches each server over a wire of its own. Faults: kill -9, SIGSTOP for a while, the wires cut or frozen, of engines,
+schedulers, gateways, agents, NATS servers (one at a time: of three, one may fail) and of the applications' own connections. A
+third of the applications have no connection, but speak HTTP with whichever gateway answers.
 
 A value is lost when whoever awaits it gets none; changed when a reader gets, awaited or streamed, another text than the stream
 holds, or than the call must give; duplicated when the stream took a second one; a reader hangs that is not done in the end.
@@ -21,24 +22,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import structlog
 
-import myna
-from myna import Input, Output
 from myna.actors import config, outcomes, subjects
 from myna.actors.bus import Stored
 from myna.actors.bus.nats import NatsBus
-from myna.actors.messages import Value
 from myna.actors.subjects import Leaf
 from myna.sdk.client import Client
-from myna.sdk.variable import Variable
+from tests.benchmarks.chaos_ways import Course, Http, Sdk, Way, digest_of
 from tests.benchmarks.reporting import Row, show, write
-from tests.faults.cluster import Cluster, Wire, cluster
+from tests.faults.cluster import Cluster, Wire, cluster, free_ports
 from tests.faults.processes import Actor, Part
 
 HUNG = 300.0
@@ -46,21 +43,6 @@ HUNG = 300.0
 STEP = 0.004
 """Seconds that the modelled engines take for a token."""
 CLIENTS = 4
-
-
-@myna.function(retries=50)
-def write_words(parts: Input, word: Annotated[str, Output()]) -> None:
-    """{{parts}}{{word}}"""
-
-
-@myna.agent(name="chaos-digest", concurrency=32, retries=50)
-def digest(parts: list[Value]) -> str:
-    """A text that tells exactly what went into it."""
-    return digest_of([part.text for part in parts])
-
-
-def digest_of(parts: list[str]) -> str:
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=12).hexdigest()
 
 
 def words(tokens: int) -> str:
@@ -73,6 +55,7 @@ class Tally:
     """What was found."""
 
     applications: int = 0
+    over_http: int = 0
     variables: int = 0
     streamed: int = 0
     lost: list[str] = field(default_factory=list)
@@ -123,8 +106,8 @@ class Record:
 class Applications:
     """Runs applications, so many side by side."""
 
-    def __init__(self, clients: list[Client], tally: Tally, record: Record, seed: int) -> None:
-        self._clients = clients
+    def __init__(self, ways: Sequence[Way], tally: Tally, record: Record, seed: int) -> None:
+        self._ways = ways
         self._tally = tally
         self._record = record
         self._random = random.Random(f"applications {seed}")
@@ -134,60 +117,78 @@ class Applications:
         """One application after another, until told to stop, but at least this task's share."""
         done = 0
         while done < least or not self.stop.is_set():
-            await self._one(self._random.choice(self._clients))
+            await self._one(self._random.choice(self._ways))
             done += 1
 
-    async def _one(self, client: Client) -> None:
+    async def _one(self, way: Way) -> None:
         began = time.monotonic()
         chance, tally = random.Random(self._random.getrandbits(64)), self._tally
-        made: list[tuple[Variable, list[int], int | None]] = []
-        texts: dict[int, str] = {}
+        made: list[Made] = []
         try:
-            session = client.session("chaos", ttl=600.0)
-            async with session:
-                for n in range(chance.randint(5, 50)):
-                    inputs = sorted(chance.sample(range(n), min(n, chance.choice((0, 1, 1, 1, 2, 4)))))
-                    given = [made[i][0] for i in inputs]
-                    if inputs and chance.random() < 0.3:
-                        made.append((digest(parts=given), inputs, None))
-                    else:
-                        tokens = chance.randint(1, 24)
-                        made.append((write_words(given or "begin", word=Output(max_tokens=tokens)), inputs, tokens))
-                    if chance.random() < 0.1:
-                        await asyncio.sleep(chance.random() * 0.2)
-                readers = [self._read(variable, streamed=chance.random() < 0.4) for variable, _, _ in made]
-                for n, got in enumerate(await asyncio.gather(*readers)):
-                    if got is not None:
-                        texts[n] = got
-                        await self._record.check(session.id, made[n][0].id, got)
-                self._record.forget(session.id)
+            async with way.course() as course:
+                made += [one async for one in submit(course, chance)]
+                await asyncio.gather(*(self._read(course, one, streamed=chance.random() < 0.4) for one in made))
+                self._record.forget(course.id)
         except Exception as error:
             tally.lost.append(f"an application: {type(error).__name__}: {error}")
-        for n, (variable, inputs, tokens) in enumerate(made):
-            if n in texts and all(i in texts for i in inputs):
-                right = words(tokens) if tokens is not None else digest_of([texts[i] for i in inputs])
-                if texts[n] != right:
-                    tally.changed.append(f"{variable.id} is {texts[n][:60]!r}, not {right[:60]!r}")
+        for one in made:
+            right = one.right(made)
+            if right is not None and one.text != right:
+                tally.changed.append(f"{one.variable} is {(one.text or '')[:60]!r}, not {right[:60]!r}")
         tally.applications += 1
+        tally.over_http += isinstance(way, Http)
         tally.variables += len(made)
         tally.times.append(time.monotonic() - began)
 
-    async def _read(self, variable: Variable, *, streamed: bool) -> str | None:
+    async def _read(self, course: Course, one: Made, *, streamed: bool) -> None:
+        variable, tally = one.variable, self._tally
         try:
             async with asyncio.timeout(HUNG):
-                if streamed:
-                    self._tally.streamed += 1
-                    pieces = [piece async for piece in variable.stream()]
-                    text = await variable.get()
-                    if "".join(pieces) != text:
-                        self._tally.changed.append(f"{variable.id} streamed {pieces!r}, and is {text[:60]!r}")
-                    return text
-                return await variable.get()
+                seen = await course.stream(variable) if streamed else None
+                one.text = await course.get(variable)
+                tally.streamed += streamed
+                if seen not in (None, one.text):
+                    tally.changed.append(f"{variable} streamed {seen!r}, and is {one.text[:60]!r}")
+                await self._record.check(course.id, variable, one.text)
         except TimeoutError:
-            self._tally.hung.append(f"{variable.id} was awaited for {HUNG:g} s")
+            tally.hung.append(f"{variable} was awaited for {HUNG:g} s")
         except Exception as error:
-            self._tally.lost.append(f"{variable.id}: {type(error).__name__}: {error}")
-        return None
+            tally.lost.append(f"{variable}: {type(error).__name__}: {error}")
+
+
+@dataclass
+class Made:
+    """A call of an application: what went into it, by number, and how many words it writes; None for a digest."""
+
+    variable: str
+    inputs: list[int]
+    tokens: int | None
+    text: str | None = None
+
+    def right(self, made: Sequence[Made]) -> str | None:
+        """What its text must be; None where it or an input was not read."""
+        given = [made[i].text for i in self.inputs]
+        texts = [text for text in given if text is not None]
+        if self.text is None or len(texts) < len(given):
+            return None
+        return words(self.tokens) if self.tokens is not None else digest_of(texts)
+
+
+async def submit(course: Course, chance: random.Random) -> AsyncIterator[Made]:
+    """The calls of one application, each over some of those before it."""
+    made: list[Made] = []
+    for n in range(chance.randint(5, 50)):
+        inputs = sorted(chance.sample(range(n), min(n, chance.choice((0, 1, 1, 1, 2, 4)))))
+        given = [made[i].variable for i in inputs]
+        if inputs and chance.random() < 0.3:
+            one = Made(await course.digest(given), inputs, None)
+        else:
+            tokens = chance.randint(1, 24)
+            one = Made(await course.words(given, tokens), inputs, tokens)
+        made.append(one)
+        yield one
+        if chance.random() < 0.1:
+            await asyncio.sleep(chance.random() * 0.2)
 
 
 class Havoc:
@@ -271,6 +272,7 @@ class Havoc:
         return f"{kind} {how}", cut
 
 
+GATEWAYS = 2
 PARTS = (
     *(Part(f"scheduler-{n}", "myna.actors.scheduler", (f"scheduler-{n}",)) for n in range(2)),
     *(
@@ -293,12 +295,18 @@ async def measure(applications: int, faults: int, seed: int, pause: float, side_
             record = Record(tally)
             await watch.follow(subjects.VALUES, record.take, headers_only=True)
             settings = config.read({"HOME": folder, "MYNA_LOG": "warning"})
-            actors = [await Actor.start(part, servers, settings, Path(folder)) for part in PARTS]
-            await asyncio.gather(*(a.ready.wait() for a in actors if a.part.name.startswith("engine")))
+            ports = free_ports(GATEWAYS)
+            gateways = [
+                Part(f"gateway-{n}", "myna.actors.gateway", ("--port", str(port))) for n, port in enumerate(ports)
+            ]
+            actors = [await Actor.start(part, servers, settings, Path(folder)) for part in (*PARTS, *gateways)]
+            await asyncio.gather(*(a.ready.wait() for a in actors if a.part.name.startswith(("engine", "gateway"))))
             wires = [[await Wire.before(s.url) for s in servers.servers] for _ in range(CLIENTS)]
             clients = [await _client(servers, own) for own in wires]
             buses = [client.bus for client in clients]
-            runner = Applications(clients, tally, record, seed)
+            http = Http([f"http://127.0.0.1:{port}" for port in ports], seed)
+            ways = [*(Sdk(client) for client in clients), *[http] * (CLIENTS // 2)]
+            runner = Applications(ways, tally, record, seed)
             havoc = Havoc(servers, actors, wires, tally, seed, pause)
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -308,6 +316,7 @@ async def measure(applications: int, faults: int, seed: int, pause: float, side_
                     await havoc.run(faults)
                     runner.stop.set()
             finally:
+                await http.close()
                 for client, bus in zip(clients, buses, strict=True):
                     await client.close()
                     await bus.close()
@@ -353,6 +362,7 @@ def rows(tally: Tally) -> list[Row]:
         Row(case, "duplicated", "", "lower", len(tally.duplicated), target=0),
         Row(case, "hung readers", "", "lower", len(tally.hung), target=0),
         Row(case, "variables", "", "higher", tally.variables),
+        Row(case, "applications over HTTP", "", "higher", tally.over_http),
         Row(case, "of these streamed", "", "higher", tally.streamed),
     ]
     return found + [Row(case, f"faults: {name}", "", "higher", n) for name, n in sorted(tally.faults.items())]
@@ -372,7 +382,7 @@ def main() -> None:
     if arguments.serve:
         from myna.sdk.serving import serve_targets
 
-        asyncio.run(serve_targets(["tests.benchmarks.chaos:digest"]))
+        asyncio.run(serve_targets(["tests.benchmarks.chaos_ways:digest"]))
         return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     applications, faults = (40, 20) if arguments.quick else (arguments.applications, arguments.faults)

@@ -7,6 +7,8 @@ that a noisy machine disturbs all alike; a ratio is the better baseline's median
 more than one token does. Each run of the engine has a namespace of its own, so that it begins with an empty prefix cache. All
 arms get the OpenMP setting that engine processes get. A baseline that takes over twice the other's time in the first run is
 not run again: it is not the better one.
+
+A row of its own compares the engine with itself: 16 outputs that follow a JSON schema against 16 that are free.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from myna.engine import loading
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.request import Delta, Fill, Generate, Request, RequestId
 from myna.engine.sampling import SamplingParams
+from myna.engine.structured.constraint import Constraint, constraint_of
 
 Prompts = list[list[int]]
 Arm = Callable[[Prompts, int], list[list[int]]]
@@ -60,6 +63,20 @@ CASES = [
     Case("16 requests sharing 1500, 64 out", 16, 1484, 16, {"total ratio": 6.0}),
 ]
 OUT = 64
+SHAPED = Case("16 requests of 256, 64 out, JSON schema", 16, 0, 256, {"decode ratio, constrained to free": 1.05})
+RECORD = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "year": {"type": "integer"},
+        "kind": {"enum": ["statement", "expression", "type", "module"]},
+        "keywords": {"type": "array", "items": {"type": "string", "maxLength": 20}},
+    },
+    "required": ["title", "year", "kind", "keywords"],
+    "additionalProperties": False,
+}
+SCHEMA = constraint_of("json_schema", {"type": "array", "items": RECORD, "minItems": OUT})
+"""So long that nothing of it is whole after `OUT` tokens."""
 
 
 class Ours:
@@ -74,8 +91,11 @@ class Ours:
 
     def __call__(self, prompts: Prompts, tokens: int) -> list[list[int]]:
         """Greedy tokens of each prompt."""
+        return self.draw(prompts, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True))
+
+    def draw(self, prompts: Prompts, sampling: SamplingParams) -> list[list[int]]:
+        """Tokens of each prompt."""
         self._runs += 1
-        sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         for index, prompt in enumerate(prompts):
             steps = (Fill(tuple(prompt)), Generate(0, sampling))
             self._engine.submit(Request(RequestId(str(index)), steps, namespace=str(self._runs)))
@@ -143,6 +163,37 @@ def measure(case: Case, arms: dict[str, Arm], tokenizer: Any, runs: int) -> dict
             name: arm for name, arm in running.items() if name == "myna" or totals[name] < 2 * min(totals.values())
         }
     return taken
+
+
+def shaped_row(ours: Ours, dtype: str, runs: int, temperature: float) -> dict[str, Any]:
+    """What a schema costs: decode seconds with it, over those without, in turn."""
+
+    def arm(constraint: Constraint | None) -> Arm:
+        options: dict[str, Any] = {"ignore_eos": constraint is None, "constraint": constraint}
+        return lambda prompts, tokens: ours.draw(
+            prompts, SamplingParams(temperature=temperature, seed=1, max_tokens=tokens, **options)
+        )
+
+    arms = {"free": arm(None), "myna": arm(SCHEMA)}
+    measure(SHAPED, arms, ours.tokenizer, 1)
+    taken = measure(SHAPED, arms, ours.tokenizer, runs)
+    decode = {name: [whole - first for first, whole in pairs] for name, pairs in taken.items()}
+    ratios = sorted(mine / free for mine, free in zip(decode["myna"], decode["free"], strict=True))
+    ((metric, target),) = SHAPED.targets.items()
+    return {
+        "case": f"{SHAPED.name}, {'greedy' if not temperature else f'temperature {temperature:g}'}",
+        "metric": metric,
+        "unit": "x",
+        "better": "lower",
+        "dtype": dtype,
+        "value": round(statistics.median(ratios), 3),
+        "spread": [round(_quantile(ratios, 0.1), 3), round(_quantile(ratios, 0.9), 3)],
+        "runs": runs,
+        "seconds": round(statistics.median(decode["myna"]), 3),
+        "baselines": {"free": round(statistics.median(decode["free"]), 3)},
+        "same_run": True,
+        "target": target,
+    }
 
 
 def bandwidth() -> float:
@@ -251,7 +302,13 @@ def report(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def run_cases(dtype: str, cases: Sequence[Case], runs: int) -> list[dict[str, Any]]:
     """All rows of one dtype, printed as they come."""
-    ours, theirs = Ours(dtype), Theirs(dtype)
+    ours = Ours(dtype)
+    shaped = [shaped_row(ours, dtype, max(runs, 1), temperature) for temperature in (0.0, 1.0)]
+    for row in shaped:
+        show(row)
+    if not cases:
+        return shaped
+    theirs = Theirs(dtype)
     weights = sum(parameter.numel() for parameter in theirs._network.parameters())
     arms: dict[str, Arm] = {"myna": ours, "generate": theirs.generate, "generate_batch": theirs.generate_batch}
     measure(Case("warm up", 2, 0, 16, {}), arms, ours.tokenizer, 1)
@@ -260,11 +317,16 @@ def run_cases(dtype: str, cases: Sequence[Case], runs: int) -> list[dict[str, An
         taken = measure(case, arms, ours.tokenizer, runs)
         rows += rows_of(case, dtype, taken) + machine_rows(case, taken["myna"], ours.spec, weights)
         for row in rows[-len(case.targets) - 2 :]:
-            aim = f"target {row['target']}" if "target" in row else ""
-            print(f"{dtype} {row['case']:34} {row['metric']:36} {row['value']:8} {row['unit']} {row['spread']} {aim}")
-            if "seconds" in row:
-                print(f"    {row['seconds']} s against {row['baselines']}", flush=True)
-    return rows
+            show(row)
+    return shaped + rows
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print a row."""
+    aim = f"target {row['target']}" if "target" in row else ""
+    print(f"{row['dtype']} {row['case']:34} {row['metric']:36} {row['value']:8} {row['unit']} {row['spread']} {aim}")
+    if "seconds" in row:
+        print(f"    {row['seconds']} s against {row['baselines']}", flush=True)
 
 
 def main() -> None:
@@ -275,6 +337,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="", help="float32 or bfloat16; both, if not given")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--shaped", action="store_true", help="only what a schema costs")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -282,7 +345,8 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     rows: list[dict[str, Any]] = []
     for dtype in [arguments.dtype] if arguments.dtype else ["bfloat16", "float32"]:
-        rows += run_cases(dtype, CASES[:2] if arguments.quick else CASES, 1 if arguments.quick else arguments.runs)
+        cases = [] if arguments.shaped else CASES[:2] if arguments.quick else CASES
+        rows += run_cases(dtype, cases, 1 if arguments.quick else arguments.runs)
     if arguments.json:
         arguments.json.write_text(json.dumps(report(rows), indent=1) + "\n")
 

@@ -36,6 +36,7 @@ SWITCHES = (
     "applications",
     "prefixes",
     "capacity",
+    "interference",
     "residents",
     "retention",
     "early",

@@ -22,7 +22,7 @@ import structlog
 
 from myna import Output
 from myna.actors import subjects
-from myna.actors.messages import Cancellation, Failure, StreamMode, Value
+from myna.actors.messages import Failure, StreamMode, Value
 from myna.sdk import ids
 from myna.sdk.client import Client
 from myna.sdk.errors import CallFailed, StreamBroken
@@ -45,10 +45,7 @@ class Made:
     inputs: list[str]
     tokens: int
     mode: StreamMode
-    read: list[tuple[bool, str]] = field(default_factory=list)
-    """Whether it was streamed, and what."""
-    gotten: bool = False
-    """Whether somebody waited for its value."""
+    read: list[str] = field(default_factory=list)
     failed: Failure | None = None
     by_hand: str | None = None
     """What the application itself gave it."""
@@ -104,7 +101,7 @@ async def _given(app: Application, session: Session, n: int) -> Variable:
     variable = session.variable()
     made = app.made[variable.id] = Made([], 0, StreamMode.BUFFERED, by_hand=f"given {n}")
     await variable.set(made.by_hand)
-    made.read.append((False, await variable.get()))
+    made.read.append(await variable.get())
     return variable
 
 
@@ -118,12 +115,11 @@ async def _read(app: Application, variable: Variable, *, streamed: bool) -> None
     try:
         text = await _stream(variable) if streamed else None
         if text is None:
-            made.gotten = True
             text = await variable.get()
     except CallFailed as error:
         made.failed = error.failure
     else:
-        made.read.append((streamed and not made.gotten, text))
+        made.read.append(text)
 
 
 async def _stream(variable: Variable) -> str | None:
@@ -225,7 +221,7 @@ class Play:
             if type(error).__name__ not in ("SessionClosed", "StreamBroken", "Cancelled", "CallFailed"):
                 raise
             return
-        app.made[variable.id].read.append((True, "".join(pieces)))
+        app.made[variable.id].read.append("".join(pieces))
 
     # --- faults ---
 
@@ -323,20 +319,15 @@ class Play:
             streamed = self._streamed(app, name)
             if len(outcomes) == 1 and isinstance(outcomes[0], Value):
                 text = outcomes[0].text
-            elif outcomes and isinstance(outcomes[0], Cancellation) and made.read and not made.gotten:
-                text = made.read[0][
-                    1
-                ]  # its readers streamed it, and the session was closed before the value was stored
             else:
                 yield f"{name} ended in {outcomes}"
                 continue
             if streamed not in (None, text):
                 yield f"the chunks of {name} are {streamed!r}, but its value is {text!r}"
-            for streamed_by_reader, read in made.read:
-                # Who has streamed all chunks does not wait for the value, which another attempt may have to make anew.
+            for read in made.read:
                 if made.by_hand is None and [int(w.split(":")[0]) for w in read.split()] != list(range(made.tokens)):
                     yield f"a reader of {name} got {read!r}, with repeats or gaps"
-                if read != text and not (streamed_by_reader and self.stage.network.amnesia is not None):
+                if read != text:
                     yield f"a reader of {name} got {read!r}, but its value is {text!r}"
             yield from self._judge_text(app, name, made, text)
 

@@ -78,7 +78,7 @@ def test_a_killed_worker_and_a_stopped_one_are_noticed_within_three_seconds(stag
         struck = simulation.now
         harm()
         simulation.run(lambda: "w" not in fleet.workers, 10)
-        assert simulation.now - struck <= 3.1
+        assert simulation.now - struck <= 3.0
         stage.workers[0].kill(0.0) if stage.workers[0].process.alive else stage.workers[0].begin()
         simulation.run(lambda: "w" in fleet.workers, 10)
 

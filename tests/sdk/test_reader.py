@@ -196,8 +196,22 @@ def test_a_late_reader_gets_what_went_before_then_what_comes() -> None:
     assert feed(reader, Came(0, chunk("a"), asked=True)) == [Deliver("a"), GetChunk(1)]
     assert feed(reader, NoChunk(1, 0.0)) == []
     assert feed(reader, Came(1, chunk("b"))) == [Deliver("b")]
-    assert feed(reader, Came(2, chunk("c", last=True))) == [Deliver("c"), Finish(True)]
+    assert feed(reader, Came(2, chunk("c", last=True))) == [Deliver("c")]
     assert feed(reader, Came(3, chunk("d"))) == []
+    assert feed(reader, Ended(Value(text="abc"))) == [Finish(True)]
+    assert feed(reader, Came(3, chunk("d"))) == []
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [Value(text="another"), Failure(code=ErrorCode.ENGINE_ERROR, message="broke"), Cancellation(reason="enough")],
+)
+def test_the_last_chunk_is_no_end_where_the_value_is_another_text_or_never_comes(outcome: Outcome) -> None:
+    reader = ChunkReader()
+    feed(reader, Subscribed())
+    assert feed(reader, Came(0, chunk("all", last=True), asked=True)) == [Deliver("all")]
+    assert feed(reader, Lost(0.0)) == [], "there is no chunk to ask for"
+    assert feed(reader, Ended(outcome)) == [Finish(False, outcome, torn=isinstance(outcome, Value))]
 
 
 def test_a_gap_is_filled_by_a_get_before_anything_later_is_delivered() -> None:
@@ -256,7 +270,8 @@ def test_a_stream_that_was_lost_and_cut_anew_is_gone_on_from_where_its_reader_wa
         Came(1, told("one two ", "three four "), asked=True),
         Came(2, told("one two three four ", "five", last=True)),
     )
-    assert feed(reader, *answers) == [Deliver("three four "), GetChunk(2), Deliver("five"), Finish(True)]
+    assert feed(reader, *answers) == [Deliver("three four "), GetChunk(2), Deliver("five")]
+    assert feed(reader, Ended(Value(text="one two three four five"))) == [Finish(True)]
 
 
 @pytest.mark.parametrize(

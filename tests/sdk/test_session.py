@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 import myna
 from myna import Input, Output
 from myna.actors import codec, outcomes, subjects
-from myna.actors.bus import Bus, Unavailable
+from myna.actors.bus import Bus, Delivery, Unavailable
 from myna.actors.bus.mailbox import Limits
 from myna.actors.messages import Chunk, Close, ErrorCode, Failure, LogEntry, Objective, Open, Submit, Value, VarId, Want
 from myna.actors.worker.noop import NoopBackend, NoopModel
@@ -391,10 +391,48 @@ async def test_a_reader_in_the_middle_of_a_stream_gets_all_of_it_once(network: N
         late = variable.stream()
         assert [await anext(late) for _ in range(3)] == ["a", "b", "c"]
         await put(writer, session, variable.id, 3, "d", last=True)
-        assert [piece async for piece in stream] == ["d"]
+        assert await anext(stream) == "d"
         await finish(writer, session, variable.id, Value(text="abcd"))
+        assert [piece async for piece in stream] == []
         assert "".join([piece async for piece in late]) == "d"
         assert await variable == "abcd"
+
+
+async def test_a_stream_that_proves_to_be_another_text_than_the_value_says_so(network: Network) -> None:
+    """As when servers have lost all chunks before the value was written: the next attempt made another text."""
+    bus, writer = await network.bus(), await network.bus()
+    await bus.ensure(subjects.STREAMS)
+    async with Client(bus=bus).session() as session:
+        variable = session.variable("v")
+        await put(writer, session, variable.id, 0, "one text", last=True)
+        stream = variable.stream()
+        assert await anext(stream) == "one text"
+        await finish(writer, session, variable.id, Value(text="another"))
+        with pytest.raises(myna.StreamBroken, match="await the value"):
+            await anext(stream)
+        assert await variable == "another"
+
+
+async def test_a_slow_reader_of_a_stream_gets_all_of_it_though_little_waits_for_him(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("myna.sdk.reading.MOST_UNREAD", 4)
+    bus, writer = await network.bus(), await network.bus()
+    await bus.ensure(subjects.STREAMS)
+    heard = Collected[Delivery]()
+    async with Client(bus=bus).session() as session:
+        variable = session.variable("v")
+        await put(writer, session, variable.id, 0, "0 ")
+        stream = variable.stream()
+        assert await anext(stream) == "0 "
+        await bus.subscribe(subjects.read_chunks(TENANT, session.id, variable.id), heard)
+        for n in range(1, 40):
+            await put(writer, session, variable.id, n, f"{n} ")
+        await heard.until(39)
+        await put(writer, session, variable.id, 40, "40", last=True)
+        rest = [await anext(stream) for _ in range(40)]
+        await finish(writer, session, variable.id, Value(text=" ".join(map(str, range(41)))))
+        assert "".join([*rest, *[piece async for piece in stream]]) == " ".join(map(str, range(1, 41)))
 
 
 async def test_an_unreadable_value_is_a_failure_not_a_wait(network: Network) -> None:

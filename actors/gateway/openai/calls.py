@@ -35,6 +35,7 @@ class Draft:
     model: str = ""
     tools: tuple[wire.Tool, ...] = ()
     tool_choice: str = ""
+    parallel_tool_calls: bool = True
     format: wire.ResponseFormat | None = None
     chat: bool = True
 
@@ -95,7 +96,13 @@ async def _session(tenancy: Tenancy, extended: Extension) -> AsyncIterator[Sessi
 
 def _submit(session: Session, draft: Draft, extended: Extension) -> Work:
     names = extended.outputs(draft.n) or tuple(ids.new("answer") for _ in range(draft.n))
-    place = wire.Output(variables=names, name="answer", sampling=draft.sampling, format=draft.format)
+    place = wire.Output(
+        variables=names,
+        name="answer",
+        sampling=draft.sampling,
+        format=draft.format,
+        partial=extended.session is None,  # who asks for no variables learns from the reason that the text was cut
+    )
     last = wire.Message(segments=(place,), role="assistant")
     if draft.chat:
         messages = (*draft.messages, last)
@@ -108,6 +115,7 @@ def _submit(session: Session, draft: Draft, extended: Extension) -> Work:
         models=() if draft.model in ANY_MODEL else (draft.model,),
         tools=draft.tools,
         tool_choice=draft.tool_choice,
+        parallel_tool_calls=draft.parallel_tool_calls,
         objective=extended.goal,
         priority=extended.priority,
     )

@@ -10,10 +10,11 @@ from typing import Any
 from myna.actors.gateway.http import Answer, Events, Incoming, Json, sse
 from myna.actors.gateway.openai import calls, prompts, replies
 from myna.actors.gateway.openai.calls import Draft, Work
+from myna.actors.gateway.openai.callstream import Begun, Piece, Written
 from myna.actors.gateway.openai.extension import NONE, Extension
 from myna.actors.gateway.openai.sampling import sampling
 from myna.actors.gateway.openai.schemas import ChatRequest
-from myna.actors.gateway.openai.toolcalls import Parsed, Scanner, parse
+from myna.actors.gateway.openai.toolcalls import Called, Parsed, Scanner, parse
 from myna.actors.messages import Value
 
 DONE = b"data: [DONE]\n\n"
@@ -50,8 +51,26 @@ def _draft(request: ChatRequest, extended: Extension) -> Draft:
         model=request.model,
         tools=tools,
         tool_choice=choice,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
         format=prompts.response_format(request.response_format),
     )
+
+
+class Calling:
+    """The calls of one choice, as they are written."""
+
+    def __init__(self) -> None:
+        self._begun = 0
+
+    def delta(self, piece: Piece) -> dict[str, Any]:
+        """A piece as a delta of a message."""
+        match piece:
+            case Begun(name=name):
+                (call,) = replies.tool_calls([Called(name, "")])
+                self._begun += 1
+                return {"index": self._begun - 1, **call}
+            case Written(text=text):
+                return {"index": self._begun - 1, "function": {"arguments": text}}
 
 
 class _Reply:
@@ -60,6 +79,7 @@ class _Reply:
     def __init__(self, request: ChatRequest, draft: Draft, work: Work, extended: Extension) -> None:
         self._request = request
         self._names = tuple(tool.name for tool in draft.tools)
+        self._forced = bool(draft.tool_choice)
         self._work = work
         self._logprobs = draft.sampling.logprobs is not None
         self._extra = {"myna": work.where} if extended.session is not None else {}
@@ -96,7 +116,8 @@ class _Reply:
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Events: the role, the text as it comes, how each choice ended, and the usage where it is asked for."""
         variables = self._work.variables
-        scanners = [Scanner(self._names) for _ in variables]
+        scanners = [Scanner(self._names, forced=self._forced) for _ in variables]
+        calls_of = [Calling() for _ in variables]
         begun: set[int] = set()
         async with aclosing(calls.texts(variables)) as pieces:
             async for index, piece in pieces:
@@ -104,20 +125,25 @@ class _Reply:
                     begun.add(index)
                     yield self._chunk(index, {"role": "assistant", "content": ""})
                 if piece is None:
-                    for event in self._end(index, variables[index].result(), scanners[index].finish()):
+                    for event in self._end(index, variables[index].result(), scanners[index]):
                         yield event
-                elif words := scanners[index].feed(piece):
+                    continue
+                if words := scanners[index].feed(piece):
                     yield self._chunk(index, {"content": words})
+                for call in scanners[index].pieces():
+                    yield self._chunk(index, {"tool_calls": [calls_of[index].delta(call)]})
         options = self._request.stream_options
         if options is not None and options.include_usage:
             usage = replies.usage([[v.result() for v in variables]])
             yield sse({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage, **self._extra})
         yield DONE
 
-    def _end(self, index: int, value: Value, parsed: Parsed) -> list[bytes]:
+    def _end(self, index: int, value: Value, scanner: Scanner) -> list[bytes]:
+        parsed = scanner.finish()
         events = [self._chunk(index, {"content": parsed.text})] if parsed.text else []
         for number, call in enumerate(replies.tool_calls(parsed.calls)):
-            events.append(self._chunk(index, {"tool_calls": [{"index": number, **call}]}))
+            if number >= scanner.begun:
+                events.append(self._chunk(index, {"tool_calls": [{"index": number, **call}]}))
         # The wire's chunks hold no log-probabilities: they come together with the end.
         logprobs = replies.chat_logprobs(value) if self._logprobs else None
         return [*events, self._chunk(index, {}, replies.finish(value, parsed.calls), logprobs)]

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from myna.actors import formats
 from myna.actors import messages as wire
 from myna.actors.gateway import problems
 from myna.actors.gateway.openai import extension
@@ -102,6 +103,10 @@ def _tools(given: Sequence[ToolSpec]) -> Iterator[wire.Tool]:
         if tool.type != "function" or tool.function is None:
             raise problems.invalid(f"a tool of type {tool.type!r} is not known: only functions", f"tools[{number}]")
         function = tool.function
+        try:
+            formats.check_size(f"the parameters of tool {function.name!r}", function.parameters)
+        except formats.InvalidFormat as error:
+            raise problems.invalid(str(error), f"tools[{number}].function.parameters") from None
         yield wire.Tool(name=function.name, description=function.description or "", parameters=function.parameters)
 
 
@@ -110,7 +115,10 @@ def response_format(given: ResponseFormat | None) -> wire.ResponseFormat | None:
     if given is None or given.type == "text":
         return None
     if given.type == "json_object":
-        return wire.ResponseFormat(kind=wire.FormatKind.JSON_OBJECT)
+        return formats.json_object()
     if given.json_schema is None or given.json_schema.schema is None:
         raise problems.invalid("a format of type json_schema needs its `schema`", "response_format.json_schema")
-    return wire.ResponseFormat(kind=wire.FormatKind.JSON_SCHEMA, definition=given.json_schema.schema)
+    try:
+        return formats.json_schema(given.json_schema.schema)
+    except formats.InvalidFormat as error:
+        raise problems.invalid(str(error), "response_format.json_schema.schema") from None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -17,6 +16,7 @@ from myna.actors.gateway.openai import calls, prompts, replies
 from myna.actors.gateway.openai.calls import Draft, Work
 from myna.actors.gateway.openai.chat import MAX_TOKENS
 from myna.actors.gateway.openai.extension import NONE, Extension
+from myna.actors.gateway.openai.itemstream import ItemStream, call_items, text_item
 from myna.actors.gateway.openai.schemas import (
     ChatMessage,
     FunctionCall,
@@ -32,9 +32,8 @@ from myna.actors.gateway.openai.schemas import (
     ToolChoice,
     ToolSpec,
 )
-from myna.actors.gateway.openai.toolcalls import Called, Parsed, Scanner, parse
+from myna.actors.gateway.openai.toolcalls import Parsed, Scanner, parse
 from myna.actors.messages import FinishReason, Sampling, Value
-from myna.sdk import ids
 
 
 async def create(incoming: Incoming) -> Answer:
@@ -78,6 +77,7 @@ def _draft(request: ResponseRequest, extended: Extension) -> Draft:
         model=request.model,
         tools=tools,
         tool_choice=choice,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
         format=prompts.response_format(_format(request)),
     )
 
@@ -152,6 +152,7 @@ class _Reply:
     def __init__(self, request: ResponseRequest, draft: Draft, work: Work, extended: Extension) -> None:
         self._request = request
         self._names = tuple(tool.name for tool in draft.tools)
+        self._forced = bool(draft.tool_choice)
         self._tool_choice = draft.tool_choice or "auto"
         self._variable = work.variables[0]
         self._extra = {"myna": work.where} if extended.session is not None else {}
@@ -179,7 +180,7 @@ class _Reply:
             "metadata": request.metadata or {},
             "model": value.model if value is not None and value.model else request.model,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
             "temperature": request.temperature,
             "tool_choice": self._tool_choice,
             "tools": msgspec.to_builtins(request.tools or []),
@@ -193,8 +194,8 @@ class _Reply:
     def whole(self, value: Value) -> dict[str, Any]:
         """The response with its output."""
         parsed = parse(value.text, self._names) if self._names else Parsed(value.text, ())
-        items = [_text_item(ids.new("msg"), parsed.text)] if parsed.text or not parsed.calls else []
-        return self._ended(value, [*items, *_call_items(parsed.calls)])
+        items = [text_item(parsed.text)] if parsed.text or not parsed.calls else []
+        return self._ended(value, [*items, *call_items(parsed.calls)])
 
     def _ended(self, value: Value, items: list[dict[str, Any]]) -> dict[str, Any]:
         return self.response("incomplete" if value.finish is FinishReason.LENGTH else "completed", items, value)
@@ -203,38 +204,28 @@ class _Reply:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Events in the order that this API gives them: the response, its items, their parts, the text, and all of it again."""
-        scanner, name, text, begun = Scanner(self._names), ids.new("msg"), "", False
-        parsed = Parsed("", ())
+        scanner, items, begun = Scanner(self._names, forced=self._forced), ItemStream(self._event), False
         async with aclosing(calls.texts([self._variable])) as pieces:
             async for _, piece in pieces:
                 if not begun:
                     begun = True
                     yield self._event("response.created", response=self.response("in_progress", []))
                     yield self._event("response.in_progress", response=self.response("in_progress", []))
-                if piece is None:
-                    parsed = scanner.finish()
-                words = parsed.text if piece is None else scanner.feed(piece)
-                if words:
-                    if not text:
-                        for event in self._open_text(name):
-                            yield event
-                    text += words
-                    yield self._event("response.output_text.delta", **_place(name), delta=words, logprobs=[])
-        value = self._variable.result()
-        items: list[dict[str, Any]] = []
-        if text or not parsed.calls:
-            if not text:
-                for event in self._open_text(name):
+                for event in self._ending(scanner, items) if piece is None else _going_on(scanner, items, piece):
                     yield event
-            items.append(_text_item(name, text))
-            for event in self._close_text(name, text):
-                yield event
-        for item in _call_items(parsed.calls):
-            for event in self._call(item, len(items)):
-                yield event
-            items.append(item)
-        ended = self._ended(value, items)
+        ended = self._ended(self._variable.result(), items.items)
         yield self._event(f"response.{ended['status']}", response=ended)
+
+    def _ending(self, scanner: Scanner, items: ItemStream) -> Iterator[bytes]:
+        parsed = scanner.finish()
+        if parsed.text:
+            yield from items.words(parsed.text)
+        for call in parsed.calls[scanner.begun :]:
+            yield from items.whole_call(call)
+        yield from items.close()
+        if not items.items:  # a response has an item, if only an empty one
+            yield from items.words("")
+            yield from items.close()
 
     def failed(self, problem: problems.Problem) -> bytes:
         """The last event of a stream that fails."""
@@ -244,56 +235,12 @@ class _Reply:
     def _event(self, kind: str, **fields: Any) -> bytes:
         return sse({"type": kind, "sequence_number": next(self._numbers), **fields}, event=kind)
 
-    def _open_text(self, name: str) -> list[bytes]:
-        item = {"id": name, "type": "message", "role": "assistant", "status": "in_progress", "content": []}
-        return [
-            self._event("response.output_item.added", output_index=0, item=item),
-            self._event("response.content_part.added", **_place(name), part=_part("")),
-        ]
 
-    def _close_text(self, name: str, text: str) -> list[bytes]:
-        return [
-            self._event("response.output_text.done", **_place(name), text=text, logprobs=[]),
-            self._event("response.content_part.done", **_place(name), part=_part(text)),
-            self._event("response.output_item.done", output_index=0, item=_text_item(name, text)),
-        ]
-
-    def _call(self, item: dict[str, Any], index: int) -> list[bytes]:
-        place = {"item_id": item["id"], "output_index": index}
-        added = {**item, "arguments": "", "status": "in_progress"}
-        done = {"arguments": item["arguments"], "name": item["name"]}
-        return [
-            self._event("response.output_item.added", output_index=index, item=added),
-            self._event("response.function_call_arguments.delta", **place, delta=item["arguments"]),
-            self._event("response.function_call_arguments.done", **place, **done),
-            self._event("response.output_item.done", output_index=index, item=item),
-        ]
-
-
-def _place(name: str) -> dict[str, Any]:
-    return {"item_id": name, "output_index": 0, "content_index": 0}
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
-
-def _text_item(name: str, text: str) -> dict[str, Any]:
-    return {"id": name, "type": "message", "role": "assistant", "status": "completed", "content": [_part(text)]}
-
-
-def _call_items(found: Sequence[Called]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": ids.new("fc"),
-            "type": "function_call",
-            "status": "completed",
-            "call_id": ids.new("call"),
-            "name": call.name,
-            "arguments": call.arguments or json.dumps({}),
-        }
-        for call in found
-    ]
+def _going_on(scanner: Scanner, items: ItemStream, piece: str) -> Iterator[bytes]:
+    if words := scanner.feed(piece):
+        yield from items.words(words)
+    for part in scanner.pieces():
+        yield from items.call(part)
 
 
 def _usage(value: Value) -> dict[str, Any]:

@@ -209,6 +209,7 @@ class ResponseRequest(Struct, kw_only=True):
     text: TextOptions | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     previous_response_id: str | None = None
     conversation: Any = None
     background: bool | None = None

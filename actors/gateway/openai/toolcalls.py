@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from myna.actors.gateway.openai.callstream import CallStream, Piece
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _LEADS = (_OPEN, "<|python_tag|>", "[TOOL_CALLS]", "{", "[", "```json")
 _WRAPPING = re.compile(r"\A\s*(?:<\|python_tag\|>|\[TOOL_CALLS\]|```json\s)?\s*(.*?)\s*(?:```)?\s*\Z", re.DOTALL)
@@ -76,10 +78,14 @@ def _called(item: Any, known: frozenset[str]) -> Called | None:
 
 
 class Scanner:
-    """Parts a growing text into words that may be shown and what may be a tool call. `finish` tells what it was."""
+    """Parts a growing text into words that may be shown and what may be a tool call. `finish` tells what it was. `forced`: it is
+    nothing but calls."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, forced: bool = False) -> None:
         self._names = tuple(names)
+        self._forced = forced
+        self._stream = CallStream(self._names)
+        self._streamed = 0
         self._held = ""
         self._shown = False
         self._inside = False
@@ -89,7 +95,7 @@ class Scanner:
         self._held += piece
         if not self._names:
             return self._show(len(self._held))
-        if self._inside:
+        if self._inside or self._forced:
             return ""
         if not self._shown and self._may_be_call():
             return ""
@@ -99,9 +105,22 @@ class Scanner:
             return self._show(at)
         return self._show(len(self._held) - _overlap(self._held, _OPEN))
 
+    def pieces(self) -> list[Piece]:
+        """What of calls has been written since the last time."""
+        if not (self._inside or self._forced):
+            return []
+        text, self._streamed = self._held[self._streamed :], len(self._held)
+        return self._stream.feed(text)
+
     def finish(self) -> Parsed:
-        """The end of the text: the words that were held back, and the calls."""
-        return parse(self._held, self._names) if self._held else Parsed("", ())
+        """The end of the text: the words that were held back, and the calls, those among them that `pieces` gave."""
+        parsed = parse(self._held, self._names) if self._held else Parsed("", ())
+        return parsed if parsed.calls or not self._stream.begun else Parsed("", ())
+
+    @property
+    def begun(self) -> int:
+        """Calls that `pieces` has given, the last perhaps cut."""
+        return self._stream.begun
 
     def _may_be_call(self) -> bool:
         start = self._held.lstrip()

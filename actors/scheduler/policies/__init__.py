@@ -8,7 +8,8 @@ order in which they became ready, by the least loaded worker.
     lengths       how long a call's prompt and outputs will be, learned from what its function did before
     prefixes      which worker has a call's prefix, found by structure
     steps         how long a step of an engine takes, learned from its beats
-    capacity      how much an engine is given, by the strictest objective that it serves, and no earlier than it can begin
+    capacity      how much an engine is given, by the strictest objective that it serves, and no earlier than it can begin;
+                  and, as `interference`, how quickly prompts are given to one that many pressing calls draw on
     residents     contexts that will be read again, and the room that they need
     tenants       weighted shares of tokens, and quotas
     retention     what engines keep for calls to come, and compute ahead
@@ -43,6 +44,7 @@ class Policies:
     applications: bool = True
     prefixes: bool = True
     capacity: bool = True
+    interference: bool = True
     residents: bool = True
     fairness: bool = True
     memoisation: bool = True
@@ -60,6 +62,7 @@ class Policies:
             applications=False,
             prefixes=prefixes,
             capacity=False,
+            interference=False,
             residents=False,
             fairness=False,
             memoisation=False,

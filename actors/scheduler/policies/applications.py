@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from myna.actors.scheduler.graph import CallNode, SessionGraph
+    from myna.actors.scheduler.graph import SessionGraph
+    from myna.actors.scheduler.nodes import CallNode
     from myna.actors.scheduler.policies.queue import Waiting
 
 AGEING = 100.0

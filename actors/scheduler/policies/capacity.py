@@ -7,6 +7,9 @@ Laws:
   allowed, so that nothing waits for ever. What is not measured yet limits nothing.
 - A prompt is handed over when the engine can begin it within `BACKLOG` seconds. Until then it waits here, where a more urgent
   one may still pass it.
+- Interference: a step that computes prompts takes several times as long as one that only draws tokens. Beside more than `MANY`
+  pressing calls (whose own end is waited for), prompts of other calls are taken the more slowly the more those are: each of them
+  would be delayed, for one call that waits. How many calls are delayed for one needs no unit of any machine.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ HALF_LIFE = 20.0
 """Seconds."""
 BACKLOG = 0.25
 """Seconds of prompts not yet computed that an engine may have; with so many it is given no more until half of them are done."""
+MANY = 16
+"""Pressing calls on an engine beside which prompts are taken as they come: fewer would leave its steps too empty."""
+CALM = 2.5
+"""For so many more of them, prompts of other calls are taken at half the rate, for twice as many at a third, and so on."""
 
 
 class Cost(Struct, frozen=True, gc=False):
@@ -35,6 +42,7 @@ class Cost(Struct, frozen=True, gc=False):
     output: float
     paced: bool = False
     tpot: float | None = None
+    pressing: bool = False
 
     @property
     def pressure(self) -> float:
@@ -81,8 +89,10 @@ class Occupancy:
         "kept",
         "other",
         "paced",
+        "pressing",
         "pressure",
         "prompts",
+        "rest_until",
         "steps",
         "tokens",
     )
@@ -93,10 +103,12 @@ class Occupancy:
         self.kept = 0.0
         self.prompts = 0.0
         self.pressure = 0.0
+        self.pressing = 0
         self.paced = 0
         self.other = 0
         self.home_until = 0.0
         self.busy_until = 0.0
+        self.rest_until = 0.0
         self._bounds: list[float] = []
 
     def add(self, cost: Cost, now: float) -> None:
@@ -105,7 +117,12 @@ class Occupancy:
         self.prompts += cost.prefill
         self.pressure += cost.pressure
         if self.steps.measured:
-            self.busy_until = max(self.busy_until, now) + cost.prefill * self.steps.prompt_seconds
+            seconds = cost.prefill * self.steps.prompt_seconds
+            self.busy_until = max(self.busy_until, now) + seconds
+            if self.pressing and not cost.pressing:
+                rest = 1.0 + max(0.0, self.pressing - MANY) / CALM
+                self.rest_until = max(self.rest_until, now) + seconds * rest
+        self.pressing += cost.pressing
         if cost.paced:
             self.paced += 1
             if cost.tpot is not None:
@@ -115,6 +132,7 @@ class Occupancy:
 
     def remove(self, cost: Cost, now: float) -> None:
         """A call has ended on the engine."""
+        self.pressing -= cost.pressing
         if cost.paced:
             self.paced -= 1
             self.home_until = now + HOLD
@@ -128,7 +146,7 @@ class Occupancy:
             self.pressure = max(0.0, self.pressure - cost.pressure)
         else:
             self.tokens = self.prompts = self.pressure = 0.0
-            self.busy_until = now
+            self.busy_until = self.rest_until = now
 
     def hear(self, load: Mapping[str, float], now: float) -> None:
         """What the engine tells in a beat. The prompts that wait there correct what was thought of its backlog."""
@@ -138,9 +156,14 @@ class Occupancy:
             mean = self.prompts / max(self.paced + self.other, 1)
             self.busy_until = now + waiting * mean * self.steps.prompt_seconds
 
+    @property
+    def taken_until(self) -> float:
+        """Until when it has prompts enough: until those that it has are computed, and pressing calls have had their time."""
+        return self.busy_until if self.busy_until > self.rest_until else self.rest_until
+
     def backlog(self, now: float) -> float:
-        """Seconds until the prompts that it has are computed."""
-        return max(0.0, self.busy_until - now)
+        """Seconds until it can begin another prompt."""
+        return max(0.0, self.taken_until - now)
 
     def step(self, cost: Cost | None = None) -> float:
         """Its mean step with what it holds, and with `cost` too."""
@@ -162,6 +185,7 @@ class Occupancy:
     def check(self) -> None:
         """Raise AssertionError if the books can't be."""
         assert self.paced >= 0, self.paced
+        assert self.pressing >= 0, self.pressing
         assert self.other >= 0, self.other
         assert self.tokens >= 0, self.tokens
         assert self.kept >= 0, self.kept

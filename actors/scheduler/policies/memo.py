@@ -21,7 +21,7 @@ from msgspec import msgpack
 from myna.actors.messages import Input, ModelCall, Output, SessionId, Source, Tenant, Text, VarId, WorkerId
 
 if TYPE_CHECKING:
-    from myna.actors.scheduler.graph import CallNode
+    from myna.actors.scheduler.nodes import CallNode
 
 ENTRIES = 100_000
 """Results that are remembered, of all tenants."""
@@ -35,7 +35,7 @@ _encode = msgpack.Encoder().encode
 
 def key_of(call: ModelCall, tenant: Tenant, digest: Digest) -> Key | None:
     """What identical calls have in common; None if the call's results are not determined, or an input's text is not known."""
-    shape: list[Any] = [tenant, call.models, call.tools, call.tool_choice]
+    shape: list[Any] = [tenant, call.models, call.tools, call.tool_choice, call.parallel_tool_calls]
     for message in call.messages:
         shape.append((message.role, message.name, message.tool_call_id, message.tool_calls))
         for segment in message.segments:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from myna.actors.messages import Objective, ObjectiveKind
 
 if TYPE_CHECKING:
-    from myna.actors.scheduler.graph import CallNode, SessionGraph
+    from myna.actors.scheduler.graph import SessionGraph
+    from myna.actors.scheduler.nodes import CallNode
 
 
 class Urgency(IntEnum):
@@ -41,6 +42,11 @@ class Need:
     def paced(self) -> bool:
         """Whether each of its tokens must come soon, so that its engine must not be too full."""
         return self.urgency is Urgency.INTERACTIVE and not self.wide
+
+    @property
+    def pressing(self) -> bool:
+        """Whether its own end is waited for, or has to come in time: not that of a group."""
+        return self.urgency <= Urgency.DEADLINE and not self.wide
 
     @property
     def patient(self) -> bool:

@@ -19,7 +19,7 @@ from myna.actors.scheduler.policies.prefixes import Belief, Chain
 from myna.actors.scheduler.policies.residents import Residents
 
 if TYPE_CHECKING:
-    from myna.actors.scheduler.graph import CallNode
+    from myna.actors.scheduler.nodes import CallNode
     from myna.actors.scheduler.policies import Policies
 
 NEARLY = 0.8
@@ -78,6 +78,7 @@ class Placement:
         need = call.need if policies.capacity else None
         paced = need is not None and need.paced
         patient = need is not None and need.patient
+        pressing = need is not None and need.pressing and policies.interference
         tpot = need.tpot if need is not None and paced else None
         candidates = self._candidates(demand, chain, paced, patient)
         if not candidates:
@@ -87,7 +88,7 @@ class Placement:
             best = min(candidates, key=lambda c: _seconds(c[0], chain.tokens - c[1], output, now))
         worker, matched, because = best
         missing = chain.tokens - matched
-        return Place(worker, Cost(missing + output, missing, output, paced, tpot), because, matched)
+        return Place(worker, Cost(missing + output, missing, output, paced, tpot, pressing), because, matched)
 
     def _candidates(
         self, demand: Demand, chain: Chain, paced: bool, patient: bool

@@ -3,6 +3,8 @@ inside one the critical path.
 
 Laws:
 - Of one tenant, a higher priority goes first, then a stricter need; so much is strict. Then policies decide.
+- A call that can't be in time any more, as long as it is thought to take, gives way to those that can: it waits as one without a
+  deadline does.
 - No starvation: once a tenant's oldest ready call has waited `PATIENCE` seconds, every `TURN`th of the tenant's dispatches is
   the oldest. So a call with n older ones before it starts, after that time, within `TURN` x (n + 1) dispatches of its tenant.
 - Every operation costs the logarithm of what waits. Entries are dropped when they surface stale: an entry counts while its
@@ -18,11 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from myna.actors.messages import Tenant
 from myna.actors.scheduler.policies.applications import Application
+from myna.actors.scheduler.policies.lengths import Lengths
 from myna.actors.scheduler.policies.objectives import Urgency
 from myna.actors.scheduler.policies.tenants import Account, Accounts
 
 if TYPE_CHECKING:
-    from myna.actors.scheduler.graph import CallNode
+    from myna.actors.scheduler.nodes import CallNode
     from myna.actors.scheduler.policies import Policies
 
 PATIENCE = 30.0
@@ -33,7 +36,7 @@ LANES = 8
 """Tenants that are tried when the first one's next call has no place."""
 
 _BandKey = tuple[int, Urgency]
-_NORMAL = Urgency.NORMAL
+_NORMAL, _DEADLINE = Urgency.NORMAL, Urgency.DEADLINE
 P = TypeVar("P")
 
 
@@ -107,6 +110,12 @@ class _Band:
             heapq.heappop(heap)
         return None
 
+    def pop(self) -> tuple[float, float, Application | None]:
+        """Take the head out, which there must be. Returns its key, its application's rank, and its application."""
+        waiting = self._heap[0][2]
+        key, _, _ = heapq.heappop(waiting.calls)
+        return key, waiting.rank, waiting.application
+
     def _drop(self, waiting: Waiting) -> None:
         del self._waiting[waiting.application]
         waiting.listed = 0
@@ -117,11 +126,12 @@ class _Band:
 class _Lane:
     """One tenant's ready calls."""
 
-    __slots__ = ("_ages", "_bands", "_order", "_turn", "account", "tenant")
+    __slots__ = ("_ages", "_bands", "_lengths", "_order", "_turn", "account", "tenant")
 
-    def __init__(self, tenant: Tenant, account: Account) -> None:
+    def __init__(self, tenant: Tenant, account: Account, lengths: Lengths) -> None:
         self.tenant = tenant
         self.account = account
+        self._lengths = lengths
         self._bands: dict[_BandKey, _Band] = {}
         self._order: list[_BandKey] = []
         self._ages: deque[tuple[float, int, CallNode]] = deque()
@@ -148,11 +158,22 @@ class _Lane:
         if self._turn >= TURN - 1 and now - ages[0][0] > PATIENCE:
             return ages[0][2]
         while self._order:
-            call = self._bands[self._order[0]].head()
-            if call is not None:
+            key = self._order[0]
+            band = self._bands[key]
+            call = band.head()
+            if call is None:
+                del self._bands[heapq.heappop(self._order)]
+            elif key[1] is not _DEADLINE or self.in_time(call, now):
                 return call
-            del self._bands[heapq.heappop(self._order)]
+            else:
+                path, rank, application = band.pop()
+                self.push((key[0], _NORMAL), call, call.queued, application, path, rank)
         raise AssertionError("a call has an age and no band")
+
+    def in_time(self, call: CallNode, now: float) -> bool:
+        """Whether a call can still end when it has to."""
+        deadline = None if call.need is None else call.need.deadline
+        return deadline is None or now + call.work * self._lengths.pace < deadline
 
     def taken(self, now: float) -> None:
         """The head was dispatched."""
@@ -175,8 +196,9 @@ def leave(call: CallNode) -> None:
 class ReadyQueue:
     """All ready calls that ask for the same kind and names."""
 
-    def __init__(self, policies: Policies, accounts: Accounts) -> None:
+    def __init__(self, policies: Policies, accounts: Accounts, lengths: Lengths) -> None:
         self._policies = policies
+        self._lengths = lengths
         self._accounts = accounts
         self._lanes: dict[Tenant, _Lane] = {}
         self._heap: list[tuple[float, int, _Lane]] = []
@@ -194,8 +216,8 @@ class ReadyQueue:
         urgency = _NORMAL
         if need is not None:
             urgency = need.urgency
-            if urgency is Urgency.DEADLINE and need.deadline is not None and need.deadline <= now:
-                urgency = _NORMAL  # it is too late: what can still be in time goes first
+            if urgency is _DEADLINE and not lane.in_time(call, now):
+                urgency = _NORMAL
         application, key, rank = None, float(self._number), 0.0
         if self._policies.applications and call.application is not None:
             application, key = call.application.root(), -call.path
@@ -252,7 +274,7 @@ class ReadyQueue:
     def _add_lane(self, tenant: Tenant) -> _Lane:
         account = self._accounts.of(tenant)
         self._accounts.wake(account)
-        lane = self._lanes[tenant] = _Lane(tenant, account)
+        lane = self._lanes[tenant] = _Lane(tenant, account, self._lengths)
         self._list(lane)
         return lane
 

@@ -23,7 +23,8 @@ from myna.actors.scheduler.policies.prompts import converses, cut, known_tokens
 
 if TYPE_CHECKING:
     from myna.actors.scheduler.fleet import Fleet, Worker
-    from myna.actors.scheduler.graph import CallNode, SessionGraph
+    from myna.actors.scheduler.graph import SessionGraph
+    from myna.actors.scheduler.nodes import CallNode
 
 WORTH = 256.0
 """Tokens of a prefix that are worth being kept."""

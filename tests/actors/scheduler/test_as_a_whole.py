@@ -34,7 +34,8 @@ from myna.actors.messages import (
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler.graph import CallNode, CallState, SessionGraph, VarNode
+from myna.actors.scheduler.graph import SessionGraph
+from myna.actors.scheduler.nodes import CallNode, CallState, VarNode
 from myna.actors.scheduler.policies.applications import Application
 from myna.actors.scheduler.policies.memo import Entry
 from myna.actors.scheduler.policies.queue import Waiting

@@ -40,12 +40,12 @@ from myna.actors.messages import (
 )
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.attempts import LOST_BEATS, MOST_OVERTAKEN, SUSPECT, UNSERVED
-from myna.actors.scheduler.commands import AppendClose, Dispatch, EndVariable, Halt, Inquire, PurgeSession, SayHello
+from myna.actors.scheduler.commands import AppendEntry, Dispatch, EndVariable, Halt, Inquire, PurgeSession, SayHello
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.scheduler.dispatch import SETTLE
 from myna.actors.scheduler.events import Ended, Garbled, Heard, Led, Logged, Tick, Touched, Unlogged
-from myna.actors.scheduler.graph import CallState
 from myna.actors.scheduler.ledger import CLOSING, EARLY
+from myna.actors.scheduler.nodes import CallState
 from myna.actors.scheduler.policies.objectives import Urgency
 from tests.actors.scheduler.world import SESSION, TENANT, World, opened
 from tests.actors.stage import call
@@ -159,6 +159,26 @@ def test_a_retryable_failure_is_tried_again_so_often_and_then_the_variable_fails
     world.step()
     world.step()
     assert world.ended[SESSION, VarId("b")] is OutcomeStatus.FAILURE
+
+
+def test_a_call_that_kills_its_workers_is_given_up_after_its_tries_however_many_schedulers_led_meanwhile() -> None:
+    world = opened(call("poison", retries=2))
+    worker = world.workers[WorkerId("w0")]
+    for tries in range(3):
+        deliver(world)
+        assert node(world, "poison").tries == tries
+        worker.held.clear()
+        world.mail.append(Leave(worker=worker.id, incarnation=worker.incarnation, reason="its engine died"))
+        world.read_mail()
+        world.carry_out_all()
+        world.lead()
+        world.restart(worker)
+        world.read_mail()
+        settled(world)
+    world.read_streams()
+    outcome = world.values[0].failure
+    assert outcome is not None
+    assert "given up after 3 attempts: worker 'w0' was lost: its engine died" in outcome.message
 
 
 def test_a_failure_that_is_not_retryable_ends_the_call_at_once() -> None:
@@ -497,16 +517,16 @@ def test_a_session_expires_when_it_is_idle_but_not_while_a_call_runs_or_a_client
         world.mail += [w.beat() for w in world.workers.values()]
         world.read_mail()
         world.tick(1.0)
-    assert not of(AppendClose, world)
+    assert not of(AppendEntry, world)
     world.finish(world.workers[WorkerId("w")], key("a"))
     world.read_streams()
     world.tick(9.0)
     world.feed(Touched(*SESSION, world.now))
     world.tick(9.0)
-    assert not of(AppendClose, world)
+    assert not of(AppendEntry, world)
     world.tick(2.0)
-    (close,) = of(AppendClose, world)
-    assert "expired after 10 s" in close.close.reason
+    (close,) = of(AppendEntry, world)
+    assert "expired after 10 s" in close.entry.reason
     world.carry_out_all()
     world.read_streams()
     assert world.core.sessions[SESSION].closing_at is not None

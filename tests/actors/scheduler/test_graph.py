@@ -23,7 +23,8 @@ from myna.actors.messages import (
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler.graph import CallNode, CallState, Effects, SessionGraph
+from myna.actors.scheduler.graph import SessionGraph
+from myna.actors.scheduler.nodes import CallNode, CallState, Effects
 from tests.actors.stage import call
 
 VALUE, FAILURE, CANCELLED = OutcomeStatus.VALUE, OutcomeStatus.FAILURE, OutcomeStatus.CANCELLED

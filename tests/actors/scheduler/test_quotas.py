@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myna.actors.messages import CallId, ErrorCode, SessionId, Tenant, TenantPolicy, Usage
-from myna.actors.scheduler.quotas import PART, SOON, Quotas, Stake, plus, records
+from myna.actors.scheduler.quotas import PART, SOON, Quotas, Stake, records
 
 ACME, OTHER = Tenant("acme"), Tenant("other")
 
@@ -124,7 +124,7 @@ def test_what_a_session_used_is_recorded_by_call_in_parts_that_add_up() -> None:
     assert [len(p.calls) for p in parts] == [PART, PART, 1]
     assert {c.call: c.usage for p in parts for c in p.calls} == used
     n = 2 * PART + 1
-    assert plus(plus(parts[0].used, parts[1].used), parts[2].used) == Usage(
+    assert parts[0].used + parts[1].used + parts[2].used == Usage(
         prompt_tokens=n * (n - 1) // 2, cached_tokens=n, output_tokens=2 * n
     )
 
@@ -156,7 +156,7 @@ def test_books_always_balance_and_a_record_takes_the_place_of_its_session(steps:
                 it.stored(ACME, stake, amount)
             case "use", Stake():
                 it.used(ACME, stake, CallId(f"c{amount % 3}"), tokens(amount), float(now), charge=True)
-                spent = plus(spent, tokens(amount))
+                spent += tokens(amount)
             case "close", Stake():
                 it.closed(ACME, stake)
             case "forget", Stake():

@@ -20,7 +20,7 @@ from myna.actors.messages import (
     VarId,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler.commands import AppendClose, Command, Dispatch, EndVariable, PurgeSession
+from myna.actors.scheduler.commands import AppendEntry, Command, Dispatch, EndVariable, PurgeSession
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.scheduler.events import Ended, Led, Logged, PolicySet, Recorded, SchedulerEvent, Tick
 from myna.actors.scheduler.ledger import CLOSING, REFUSED
@@ -153,11 +153,11 @@ def test_a_submission_that_goes_over_the_bytes_is_refused_and_so_is_what_follows
 def test_who_stores_on_is_closed(size: int) -> None:
     books = Books(bytes=100)
     books.open()
-    closed = [c for c in books.end("x", size=size) if isinstance(c, AppendClose)]
+    closed = [c for c in books.end("x", size=size) if isinstance(c, AppendEntry)]
     assert [c.session for c in closed] == [ONE]
-    assert "more than twice" in closed[0].close.reason
-    assert [c for c in books.end("y", size=size) if isinstance(c, AppendClose)] == []
-    books.feed(Logged(ACME, ONE, closed[0].close, books.now))
+    assert "more than twice" in closed[0].entry.reason
+    assert [c for c in books.end("y", size=size) if isinstance(c, AppendEntry)] == []
+    books.feed(Logged(ACME, ONE, closed[0].entry, books.now))
     assert len(books.submit("a")) == 1
     books.now += CLOSING
     books.feed(Tick(books.now))

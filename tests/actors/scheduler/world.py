@@ -36,7 +36,7 @@ from myna.actors.messages import (
 from myna.actors.outcomes import OutcomeStatus, status_of
 from myna.actors.program import inputs_of, outputs_of
 from myna.actors.scheduler.commands import (
-    AppendClose,
+    AppendEntry,
     Command,
     Dispatch,
     EndVariable,
@@ -217,8 +217,8 @@ class World:
                     self.workers[to].kept.difference_update(release.ids)
             case EndVariable(tenant, session, variable, outcome):
                 self.store((tenant, session), variable, outcome)
-            case AppendClose(tenant, session, close):
-                self.append((tenant, session), close)
+            case AppendEntry(tenant, session, entry):
+                self.append((tenant, session), entry)
             case PurgeSession(tenant, session):
                 self.purge((tenant, session))
             case Inquire(tenant, session):

@@ -30,7 +30,7 @@ from myna.actors.messages import (
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.program import inputs_of, outputs_of
 from myna.actors.scheduler.commands import (
-    AppendClose,
+    AppendEntry,
     Command,
     Dispatch,
     EndVariable,
@@ -175,7 +175,7 @@ class Cluster:
             case LetGo(worker=worker, release=release):
                 for name in release.ids:
                     self.engines[worker].let_go(name)
-            case SayHello() | AppendClose() | PurgeSession() | Inquire():
+            case SayHello() | AppendEntry() | PurgeSession() | Inquire():
                 pass
 
     def _tick(self, now: float) -> None:

@@ -35,7 +35,7 @@ from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.commands import Dispatch, Halt
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.scheduler.events import Ended, Heard, Led, Logged
-from myna.actors.scheduler.graph import CallState
+from myna.actors.scheduler.nodes import CallState
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.policies.memo import key_of
 from tests.actors.scheduler.world import TENANT, ModelWorker, World

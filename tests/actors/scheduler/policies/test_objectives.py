@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from myna.actors.messages import CallId, Objective, ObjectiveKind, Open, Submit, Want
-from myna.actors.scheduler.graph import CallNode
+from myna.actors.scheduler.nodes import CallNode
 from myna.actors.scheduler.policies.objectives import Need, Urgency, need_of, strictest, upstream
 from tests.actors.scheduler.world import SESSION, World, opened
 from tests.actors.stage import call

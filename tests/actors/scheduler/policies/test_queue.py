@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from myna.actors.messages import CallId, Tenant
-from myna.actors.scheduler.graph import CallNode
+from myna.actors.scheduler.nodes import CallNode
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.policies.applications import Application
 from myna.actors.scheduler.policies.objectives import Need, Urgency
@@ -31,7 +31,7 @@ class Line:
     def __init__(self, policies: Policies | None = None) -> None:
         self.policies = policies or Policies()
         self.accounts = Accounts(self.policies.shares)
-        self.queue = ReadyQueue(self.policies, self.accounts)
+        self.queue = ReadyQueue(self.policies, self.accounts, Lengths())
 
     def push(self, *calls: CallNode, tenant: Tenant = T, priority: int = 0) -> None:
         for call in calls:
