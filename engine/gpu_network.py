@@ -98,7 +98,7 @@ class _Layer:
             self._index, query, key, value, positions, rows, rotary, self._norms, self._scoring
         )  # fmt: skip
         hidden = hidden[rows]
-        return hidden, self._finish(hidden, attended.view(len(rows), -1))
+        return hidden, self._finish(hidden, attended.flatten(1))
 
     def _finish(self, hidden: Tensor, attended: Tensor) -> Tensor | None:
         """From attention's output to the layer's end; returns what is still to be added."""

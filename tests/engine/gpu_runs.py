@@ -143,6 +143,20 @@ def padding_changes_nothing(bucket: int) -> float:
     return float((padded[:2].float() - plain).abs().max())
 
 
+def a_silent_step_matters() -> tuple[float, float]:
+    """Logits behind a step that draws nothing, and behind none, against those behind a step that draws: largest differences."""
+    model = gpu_model("llama", fused=True)
+    engine(model)
+    found = []
+    for draws in ([0, 1, 2], [], None):
+        model.allocate(40, 16)
+        if draws is not None:
+            model.forward(StepPlan([5, 6, 7], [0, 1, 2], [16, 17, 18], _span(0, 3), draws))
+        found.append(model.forward(StepPlan([8, 9], [3, 4], [19, 20], _span(3, 5), [1])))
+    spoken, silent, nothing = found
+    return float((silent - spoken).abs().max()), float((nothing - spoken).abs().max())
+
+
 def _span(begin: int, end: int) -> list[Any]:
     from myna.engine.plan import Span
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.engine.gpu_runs import (
+    a_silent_step_matters,
     cancelling_and_preempting_leaves_nothing_behind,
     draws_repeat_alone_and_batched,
     greedy_tokens_differ,
@@ -34,6 +35,12 @@ def test_seeded_draws_are_the_same_alone_and_batched(run: Callable[..., object])
 
 def test_requests_that_are_cancelled_or_give_way_leave_no_page_behind(run: Callable[..., object]) -> None:
     assert run(cancelling_and_preempting_leaves_nothing_behind)
+
+
+def test_a_step_that_draws_nothing_leaves_its_keys_and_values_behind(run: Callable[..., tuple[float, float]]) -> None:
+    silent, nothing = run(a_silent_step_matters)
+    assert silent < 1e-5
+    assert nothing > 1e-3
 
 
 @pytest.mark.parametrize("bucket", [4, 8], ids=["a draw for each", "fewer draws than tokens"])
