@@ -308,14 +308,15 @@ async def measure(applications: int, faults: int, seed: int, pause: float, side_
             ways = [*(Sdk(client) for client in clients), *[http] * (CLIENTS // 2)]
             runner = Applications(ways, tally, record, seed)
             havoc = Havoc(servers, actors, wires, tally, seed, pause)
+            progress = asyncio.create_task(_progress(tally), name="progress")
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for _ in range(side_by_side):
                         tasks.create_task(runner.run(-(-applications // side_by_side)))
-                    tasks.create_task(_progress(tally, runner))
                     await havoc.run(faults)
                     runner.stop.set()
             finally:
+                progress.cancel()
                 await http.close()
                 for client, bus in zip(clients, buses, strict=True):
                     await client.close()
@@ -341,14 +342,14 @@ async def _client(servers: Cluster, wires: list[Wire]) -> Client:
     return await client.open()
 
 
-async def _progress(tally: Tally, runner: Applications) -> None:
-    while not runner.stop.is_set():
+async def _progress(tally: Tally) -> None:
+    told = 0
+    while True:
         await asyncio.sleep(10)
-        bad = [len(x) for x in (tally.lost, tally.changed, tally.duplicated, tally.hung)]
-        print(
-            f"{tally.applications} applications, {tally.variables} variables, {tally.faults.total()} faults, bad {bad}",
-            flush=True,
-        )
+        bad = [*tally.lost, *tally.changed, *tally.duplicated, *tally.hung]
+        done = f"{tally.applications} applications, {tally.variables} variables, {tally.faults.total()} faults"
+        print(f"{done}, {len(bad)} bad", *bad[told : told + 10], sep="\n  ! ", flush=True)
+        told = len(bad)
 
 
 def rows(tally: Tally) -> list[Row]:
