@@ -71,6 +71,7 @@ _ORDERS = {
     ToWorker.RETAIN: (m.Retain, "Keep the KV of a prompt."),
     ToWorker.RELEASE: (m.Release, "Keep it no more."),
     ToWorker.DRAIN: (m.Drain, "Finish what runs, and leave."),
+    ToWorker.CORDON: (m.Cordon, "Take no new calls for now."),
 }
 _REPORTS = {
     FromWorker.ANNOUNCE: (m.Announce, "A worker presents itself."),
@@ -84,8 +85,9 @@ _QUESTIONS: dict[Question, tuple[type, type, str]] = {
     Question.GRAPH: (m.GraphRequest, m.GraphView, "A session's graph as it is."),
     Question.LOG: (m.LogRequest, m.LogPage, "A session's log, page by page, for its tenant."),
     Question.DRAIN: (m.DrainRequest, m.Status, "Have a worker finish and leave."),
+    Question.CORDON: (m.CordonRequest, m.Status, "Have a worker take no new calls, or take them again."),
 }
-_ASKED_BY = {Question.DRAIN: Party.OPERATOR, Question.LOG: Party.CLIENT}
+_ASKED_BY = {Question.DRAIN: Party.OPERATOR, Question.CORDON: Party.OPERATOR, Question.LOG: Party.CLIENT}
 
 
 def channels() -> Iterator[Channel]:

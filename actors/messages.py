@@ -546,6 +546,13 @@ class Drain(Frozen, frozen=True, tag="drain"):
     lease: int
 
 
+class Cordon(Frozen, frozen=True, tag="cordon"):
+    """Take no new calls until this is lifted; what runs goes on, and the worker stays. It outlives the scheduler that says so."""
+
+    lease: int
+    lift: bool = False
+
+
 class EventKind(StrEnum):
     """What happened to an attempt."""
 
@@ -573,7 +580,7 @@ class Event(Frozen, frozen=True, tag="event"):
 
 
 WorkerMessage = Announce | Beat | Leave | Event
-SchedulerMessage = Hello | Run | Stop | Retain | Release | Drain
+SchedulerMessage = Hello | Run | Stop | Retain | Release | Drain | Cordon
 
 
 # --- What workers show of themselves ----------------------------------------------------------------------------------
@@ -724,6 +731,13 @@ class DrainRequest(Frozen, frozen=True, tag="drain?"):
     which the worker is draining, or is not there."""
 
     worker: Id
+
+
+class CordonRequest(Frozen, frozen=True, tag="cordon?"):
+    """The operator asks the leading scheduler to have a worker take no new calls, or to take them again; answered with the status."""
+
+    worker: Id
+    lift: bool = False
 
 
 class WorkerStatus(Frozen, frozen=True, tag="worker-status"):
@@ -887,6 +901,7 @@ AnyMessage = (
     | Alive
     | StatusRequest
     | DrainRequest
+    | CordonRequest
     | Status
     | Why
     | Explanation

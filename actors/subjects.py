@@ -6,7 +6,7 @@
     myna.<tenant>.<session>.put.<var>.<n>  chunk n of a token stream, written once                    stream CHUNKS
     myna.<tenant>.<session>.tok.<var>.<n>    what the stream accepted of it, republished: read here
     myna.<tenant>.<session>.alive          a client still holds its session
-    myna-worker.<worker>.{run,stop,retain,release,drain}  scheduler -> one worker
+    myna-worker.<worker>.{run,stop,retain,release,drain,cordon}  scheduler -> one worker
     myna-workers.<worker>.{announce,beat,event,leave}  worker -> scheduler
     myna-agent.<tenant>.<worker>.…, myna-agents.<tenant>.<worker>.…   the same for a tenant's agents
     myna-scheduler.hello                   scheduler -> all workers
@@ -142,6 +142,7 @@ class ToWorker(StrEnum):
     RETAIN = "retain"
     RELEASE = "release"
     DRAIN = "drain"
+    CORDON = "cordon"
 
 
 class FromWorker(StrEnum):
@@ -201,6 +202,7 @@ class Question(StrEnum):
     WHY = "why"
     GRAPH = "graph"
     DRAIN = "drain"
+    CORDON = "cordon"
     LOG = "log"
 
 
@@ -298,6 +300,8 @@ SIZE_HEADER = "Myna-Size"
 DIGEST_HEADER = "Myna-Digest"
 CONTENT_HEADER = "Myna-Content"
 """Of a value: characters and digest of its text, then prompt, cached and output tokens, separated by spaces."""
+STREAMED_HEADER = "Myna-Streamed"
+"""Of a value: bytes that its chunks take in their stream, about; left out where it has none."""
 USAGE_HEADER = "Myna-Usage"
 """Of a record of usage: calls, then prompt, cached and output tokens, separated by spaces."""
 MESSAGE_ID = "Nats-Msg-Id"

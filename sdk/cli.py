@@ -18,6 +18,7 @@ import click
 
 from myna.actors import config
 from myna.sdk.cli_look import graph, top, trace
+from myna.sdk.cli_operator import cordon, drain, uncordon
 from myna.sdk.cli_parts import Told, exported, located, plain_table, request, terminal
 from myna.sdk.cli_tenants import tenants
 
@@ -63,7 +64,7 @@ def main() -> None:
     """Myna serves LLM applications: graphs of calls joined by semantic variables, over NATS."""
 
 
-for command in (tenants, top, graph, trace):
+for command in (tenants, top, graph, trace, drain, cordon, uncordon):
     main.add_command(command)
 
 
@@ -172,27 +173,6 @@ def why(call: str, session: str | None, as_json: bool, timeout: float) -> None:
             click.echo(f"  {reason}")
 
 
-@main.command()
-@click.argument("worker")
-@click.option("--timeout", type=click.FloatRange(0.1, 600), default=5.0, show_default=True, help="Seconds to wait.")
-def drain(worker: str, timeout: float) -> None:
-    """Have WORKER take no more calls, finish what it runs, and leave."""
-    from myna.actors import codec, subjects
-    from myna.actors.messages import DrainRequest, Status
-    from myna.actors.subjects import Question
-
-    try:
-        question = codec.encode(DrainRequest(worker=subjects.token(worker, "worker")))
-    except subjects.InvalidName as error:
-        raise Told(str(error)) from None
-    answer = asyncio.run(request(located(operator=True), Question.DRAIN, question, timeout))
-    seen: Status = codec.decode(answer, Status)
-    found = next((w for w in seen.workers if w.worker == worker), None)
-    if found is None:
-        raise Told(f"there is no worker {worker!r}; there are: {', '.join(w.worker for w in seen.workers) or 'none'}")
-    click.echo(f"{worker} drains: {found.running} calls still run there")
-
-
 async def _ask_why(settings: config.Settings, call: str, session: str | None, seconds: float) -> Explanation:
     from myna.actors import codec
     from myna.actors.messages import Explanation, Why
@@ -225,7 +205,7 @@ def _show(console: Console, seen: Status) -> None:
     console.print(f"{leads}; {seen.queued} ready calls wait for a worker", highlight=False)
     workers = plain_table("worker", "kind", "serves", "running", "capacity", "heard of")
     for worker in seen.workers:
-        heard = "draining" if worker.draining else f"{worker.silent_seconds:.1f} s ago"
+        heard = "draining" if worker.draining else worker.paused or f"{worker.silent_seconds:.1f} s ago"
         serves = ", ".join(worker.serves)
         workers.add_row(worker.worker, worker.kind, serves, str(worker.running), str(worker.capacity), heard)
     sessions = plain_table("session", "name", "tenant", "calls", "waiting", "ready", "running", "done")

@@ -27,6 +27,7 @@ from myna.actors.messages import (
     Tenant,
     Tried,
     WorkerId,
+    WorkerKind,
 )
 from myna.actors.scheduler.commands import AppendEntry
 from myna.actors.scheduler.dispatch import Dispatcher
@@ -77,7 +78,8 @@ class Attempts:
 
     def _announced(self, offer: Announce, now: float) -> None:
         if offer.protocol != PROTOCOL:
-            return
+            other = f"it speaks protocol {offer.protocol}, this scheduler {PROTOCOL}: bring both to one version"
+            offer = structs.replace(offer, paused=other)
         known = self._fleet.workers.get(WorkerId(offer.worker))
         if known is not None and known.offer.incarnation != offer.incarnation:
             self._lose(known, "it was restarted", now)
@@ -249,6 +251,9 @@ class Attempts:
         wanted = " or ".join(repr(name) for name in demand.names if name) or "any model"
         there = ", ".join(self._fleet.served(demand.kind)) or "nothing"
         message = f"no {demand.kind.value} serves {wanted}; {demand.kind.value}s here serve {there}"
+        away = [w.offer.paused for w in self._fleet.workers.values() if w.offer.paused and not w.offer.serves]
+        if away and demand.kind is WorkerKind.ENGINE:
+            message = f"{message}; of one that serves nothing for now: {away[0]}"
         return Failure(code=ErrorCode.NO_WORKER, message=message, call=call.id, function=call.function, retryable=True)
 
 

@@ -1,4 +1,4 @@
-"""A session's log for its tenant, who may not follow the stream: page by page, read from the stream. The core has no part in it."""
+"""A session's log for its tenant, who may not follow the stream: page by page, from the stream. The core has no part in it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ async def page(bus: Bus, tenant: Tenant, session: SessionId, after: int) -> LogP
     follow = await bus.follow(subjects.LOG, take, subject=subject, after=after, caught_up=caught_up, on_error=failed)
     try:
         async with asyncio.timeout(TIMEOUT):
-            return LogPage(lines=tuple(lines), more=await more)
+            is_more = await more
     finally:
         await follow.close()
+    return LogPage(lines=tuple(lines), more=is_more)

@@ -5,16 +5,18 @@ Law: nothing here changes whether a call runs. What is kept of a call is dropped
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from myna.actors.messages import Beat, ModelCall, Objective, Usage, VarId, WorkerId, WorkerKind
+from myna.actors.messages import Beat, ModelCall, Objective, Usage, VarId, WorkerId
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
 from myna.actors.scheduler.graph import SessionGraph
 from myna.actors.scheduler.nodes import READY, RUNNING, WAITING, CallNode, Placed
 from myna.actors.scheduler.policies import Policies, applications, objectives
 from myna.actors.scheduler.policies.lengths import CHARACTERS, Lengths, work_of
+from myna.actors.scheduler.policies.lines import Lines
 from myna.actors.scheduler.policies.memo import Memo
 from myna.actors.scheduler.policies.objectives import Need
 from myna.actors.scheduler.policies.placement import Because, Place, Placement
@@ -24,10 +26,6 @@ from myna.actors.scheduler.policies.residents import Residents
 from myna.actors.scheduler.policies.retention import AHEAD, WORTH, Retention, Waiver, Wish
 from myna.actors.scheduler.policies.tenants import Accounts
 
-_Asks = tuple[bool, bool, tuple[str, ...]]
-"""Whether calls are new, or go on with a context that waits for them; of engines or of agents (an enum's hash is slow); names."""
-
-_ANY = ("",)
 _COPIED = Because.COPIED
 
 
@@ -46,7 +44,7 @@ class Planner:
         self._fleet = fleet
         self._reserves = policies.residents and policies.prefixes and policies.capacity
         self._placement = Placement(policies, fleet, self.belief, self.residents)
-        self._queues: dict[_Asks, ReadyQueue] = {}
+        self._lines = Lines(lambda: ReadyQueue(policies, self.accounts, self.lengths))
         self._copies: dict[CallNode, None] = {}
         self._evicted: dict[WorkerId, float] = {}
 
@@ -145,13 +143,7 @@ class Planner:
             self._spread(leader.session, [leader], call.need)
 
     def _push(self, call: CallNode) -> None:
-        assert call.spec is not None
-        assert call.session is not None
-        asks = _asks(call, resumes=self._resumes(call))
-        queue = self._queues.get(asks)
-        if queue is None:
-            queue = self._queues[asks] = ReadyQueue(self.policies, self.accounts, self.lengths)
-        queue.push(call, call.session.tenant, call.spec.priority + call.session.priority, self._fleet.now)
+        self._lines.push(call, self._fleet.now, resumes=self._resumes(call))
 
     def _resumes(self, call: CallNode) -> bool:
         """Whether it goes on with a context that room is kept for: it goes before new ones, which would take that room."""
@@ -162,6 +154,11 @@ class Planner:
 
     def choose(self, now: float) -> Iterator[tuple[CallNode, Place]]:
         """Calls that may be dispatched now, each with its place. The caller starts each before it asks for the next."""
+        self.residents.expire(now)
+        found = self._lines.choose(self._fleet, partial(self._place, now), now) if self._fleet.takers else iter(())
+        return itertools.chain(self._copied(), found) if self._copies else found
+
+    def _copied(self) -> Iterator[tuple[CallNode, Place]]:
         while self._copies:
             call = next(iter(self._copies))
             del self._copies[call]
@@ -169,23 +166,6 @@ class Planner:
                 yield call, place
             else:
                 self._push(call)
-        self.residents.expire(now)
-        if not self._fleet.takers:  # as in most events of a full fleet
-            return
-        queues = list(self._queues.items())
-        if len(queues) > 1:
-            queues.sort(key=_newness)
-        find = partial(self._place, now)
-        for asks, queue in queues:
-            while (found := queue.choose(now, find)) is not None:
-                call = found[0]
-                assert call.session is not None
-                queue.take(call, call.session.tenant, now)
-                yield found
-                if not self._fleet.takers:
-                    return
-            if queue.empty:
-                del self._queues[asks]
 
     def _place(self, now: float, call: CallNode) -> Place | None:
         assert call.spec is not None
@@ -417,8 +397,7 @@ class Planner:
 
     def waiting(self) -> Iterator[CallNode]:
         """All ready calls that wait for a worker."""
-        for queue in self._queues.values():
-            yield from queue.calls()
+        yield from self._lines.calls()
         yield from self._copies
 
     def follows(self, call: CallNode) -> CallNode | None:
@@ -438,23 +417,17 @@ class Planner:
 
     def unserved(self) -> list[tuple[Demand, CallNode]]:
         """Ready calls that nobody serves, busy or not, with what they ask for."""
-        found: list[tuple[Demand, CallNode]] = []
-        for (_, engine, names), queue in self._queues.items():
-            for tenant in queue.tenants():
-                demand = Demand(WorkerKind.ENGINE if engine else WorkerKind.AGENT, names, tenant)
-                if not self._fleet.serves(demand):
-                    found += [(demand, c) for c in queue.calls() if c.session and c.session.tenant == tenant]
-        return found
+        return self._lines.unserved(self._fleet)
 
     @property
     def busy(self) -> bool:
         """Whether any ready call waits."""
-        return bool(self._queues or self._copies)
+        return bool(self._lines.any or self._copies)
 
     @property
     def queued(self) -> int:
         """How many ready calls wait."""
-        return sum(len(queue) for queue in self._queues.values())
+        return len(self._lines)
 
     def check(self, calls: Iterable[CallNode]) -> None:
         """Raise AssertionError if the policies' books contradict each other, or `calls`, which are all that there are."""
@@ -477,17 +450,6 @@ def _spoken(call: CallNode) -> bool:
     return isinstance(call.spec, ModelCall) and call.spec.messages[0].role is not None
 
 
-def _newness(item: tuple[_Asks, ReadyQueue]) -> bool:
-    return item[0][0]
-
-
 def was_copied(call: CallNode) -> bool:
     """Whether a call's last attempt took the results of an identical one."""
     return call.placed is not None and call.placed.because == _COPIED
-
-
-def _asks(call: CallNode, *, resumes: bool) -> _Asks:
-    spec = call.spec
-    if isinstance(spec, ModelCall):
-        return not resumes, True, spec.models or _ANY
-    return True, False, (call.function,)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import assert_never
 
 import structlog
@@ -22,6 +22,8 @@ from myna.actors.codec import TooLarge, WireError
 from myna.actors.messages import (
     Cancellation,
     Close,
+    Cordon,
+    CordonRequest,
     Drain,
     DrainRequest,
     ErrorCode,
@@ -261,7 +263,7 @@ class Scheduler:
             content.usage,
             content.characters,
             content.digest,
-            stored.size,
+            stored.size + outcomes.read_streamed(stored.headers),
         )
         await self._mailbox.put(event)
 
@@ -353,7 +355,12 @@ class Scheduler:
             case Question.WHY:
                 return codec.encode(self._core.why(codec.decode(data, Why), self._now(), tenant))
             case Question.DRAIN:
-                return self._drain(codec.decode(data, DrainRequest), tenant)
+                drained: DrainRequest = codec.decode(data, DrainRequest)
+                return self._order(drained.worker, ToWorker.DRAIN, lambda lease: Drain(lease=lease), tenant)
+            case Question.CORDON:
+                asked: CordonRequest = codec.decode(data, CordonRequest)
+                order = ToWorker.CORDON
+                return self._order(asked.worker, order, lambda lease: Cordon(lease=lease, lift=asked.lift), tenant)
             case Question.LOG:
                 raise WireError("a log is read from its stream")
             case Question.GRAPH:
@@ -361,13 +368,13 @@ class Scheduler:
             case _:
                 assert_never(question)
 
-    def _drain(self, request: DrainRequest, tenant: Tenant | None) -> bytes:
-        """Have a worker drain; the answer is who else is there. Raises `WireError` where it is not the operator who asks."""
+    def _order(self, name: str, what: ToWorker, order: Callable[[int], Drain | Cordon], tenant: Tenant | None) -> bytes:
+        """Tell a worker what the operator wants; the answer is who is there. Raises `WireError` where a tenant asks."""
         if tenant is not None:
-            raise WireError(f"tenant {tenant!r} can't drain workers")
-        worker = WorkerId(request.worker)
+            raise WireError(f"tenant {tenant!r} can't {what} workers")
+        worker = WorkerId(name)
         if self._core.lease is not None and worker in self._core.fleet.workers:
-            self._tasks.create_task(self._tell(worker, ToWorker.DRAIN, codec.encode(Drain(lease=self._core.lease))))
+            self._tasks.create_task(self._tell(worker, what, codec.encode(order(self._core.lease))))
         return self._answer(Question.STATUS, codec.encode(StatusRequest()), None)
 
     async def _tick(self) -> None:

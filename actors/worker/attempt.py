@@ -41,6 +41,9 @@ from myna.actors.plain import is_plain
 from myna.actors.worker.backend import OutputEnded, Produced, Resumed, RunKey
 from myna.actors.worker.transforms import TransformFailed, apply
 
+CHUNK_BYTES, TOKEN_BYTES = 280, 3
+"""Bytes in the stream of a chunk beside its text and tokens (subject, message id, envelope), and of a token's id."""
+
 
 @dataclass(slots=True, eq=False)
 class Making:
@@ -79,6 +82,14 @@ class Making:
     def made(self) -> int:
         """Tokens that there are of it."""
         return len(self.stored_tokens) + len(self.tokens) + (len(self.in_flight.tokens) if self.in_flight else 0)
+
+    @property
+    def streamed_bytes(self) -> int:
+        """What its chunks take in their stream, about."""
+        if not self.next:
+            return 0
+        text = sum(len(piece.encode("utf-8", "surrogatepass")) for piece in self.stored_text)
+        return CHUNK_BYTES * self.next + TOKEN_BYTES * len(self.stored_tokens) + text
 
     @property
     def resumed(self) -> Resumed | None:

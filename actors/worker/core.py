@@ -19,6 +19,7 @@ from typing import assert_never
 from myna.actors.messages import (
     CallId,
     CallSight,
+    Cordon,
     Drain,
     ErrorCode,
     Event,
@@ -29,6 +30,7 @@ from myna.actors.messages import (
     Retain,
     Run,
     Running,
+    SchedulerMessage,
     SessionId,
     Stop,
     Tenant,
@@ -90,6 +92,7 @@ class WorkerCore:
         self.resumable = resumable
         self.lease = 0
         self.draining = False
+        self.cordoned = False
         self._attempts: dict[tuple[Tenant, SessionId, CallId], Attempt] = {}
         self._over: dict[RunKey, None] = {}
         self._kept: set[str] = set()
@@ -141,7 +144,7 @@ class WorkerCore:
 
     # --- what a scheduler asks ---
 
-    def _asked(self, message: Run | Stop | Retain | Release | Drain | Hello, now: float) -> None:
+    def _asked(self, message: SchedulerMessage, now: float) -> None:
         if message.lease > self.lease:
             self._forgo(self._kept)
         match message:
@@ -162,6 +165,11 @@ class WorkerCore:
                 if message.lease >= self.lease:
                     self.lease = message.lease
                     self._drain()
+            case Cordon():
+                if message.lease >= self.lease:
+                    self.lease = message.lease
+                    self.cordoned = not message.lift
+                    self._out.append(Present())
             case Hello():
                 self.lease = max(self.lease, message.lease)
                 self._out.append(Present())
@@ -333,7 +341,7 @@ class WorkerCore:
             self._fail(attempt.key, value)
             return
         output.publishing = True
-        self._out.append(PutValue(attempt.key, output.variable, value))
+        self._out.append(PutValue(attempt.key, output.variable, value, output.streamed_bytes))
 
     def _stored(self, event: Stored) -> None:
         attempt = self._find(event.key)

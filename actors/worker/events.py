@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 from myna.actors.messages import (
     Chunk,
-    Drain,
     Event,
     Failure,
-    Hello,
     Outcome,
-    Release,
     Retain,
-    Run,
+    SchedulerMessage,
     Source,
-    Stop,
     Value,
     VarId,
 )
@@ -29,7 +25,7 @@ from myna.actors.worker.backend import Hold, Job, Report, RunKey
 class Asked:
     """A scheduler asks to run a call, to stop an attempt, to keep a prompt or not, to take no more, or says who leads."""
 
-    message: Run | Stop | Retain | Release | Drain | Hello
+    message: SchedulerMessage
     now: float
 
 
@@ -171,11 +167,12 @@ class PutChunk:
 
 @dataclass(frozen=True, slots=True)
 class PutValue:
-    """Store the value of an output."""
+    """Store the value of an output. `streamed`: bytes that its chunks take, about."""
 
     key: RunKey
     variable: VarId
     value: Value
+    streamed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

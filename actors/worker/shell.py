@@ -24,6 +24,7 @@ from myna.actors.messages import (
     Beat,
     Cancellation,
     Chunk,
+    Cordon,
     Drain,
     ErrorCode,
     Failure,
@@ -213,6 +214,9 @@ class Worker:
                 case ToWorker.DRAIN:
                     drain: Drain = codec.decode(delivery.data, Drain)
                     self._feed(Asked(drain, self._now()))
+                case ToWorker.CORDON:
+                    cordon: Cordon = codec.decode(delivery.data, Cordon)
+                    self._feed(Asked(cordon, self._now()))
                 case _:
                     raise WireError(f"no order is called {leaf!r}")
         except WireError as error:
@@ -224,6 +228,13 @@ class Worker:
         except WireError as error:
             self._reject(delivery.subject, error)
             return
+        if hello.protocol != PROTOCOL:
+            log.error(
+                "the scheduler speaks another protocol and will give this worker nothing: bring both to one version",
+                scheduler=hello.scheduler,
+                its_protocol=hello.protocol,
+                ours=PROTOCOL,
+            )
         self._feed(Asked(hello, self._now()))
 
     def _on_report(self, report: Report | Offered) -> None:
@@ -321,7 +332,7 @@ class Worker:
             draining=self._core.draining,
             tenant=offer.tenant,
             running=self._core.running,
-            paused=offer.paused,
+            paused="it is cordoned" if self._core.cordoned else offer.paused,
             named_only=offer.named_only,
         )
         await self._send(self._to_scheduler(FromWorker.ANNOUNCE), codec.encode(announce))
@@ -470,6 +481,7 @@ class Worker:
             value = _by_wall_clock(command.value, time.time() - self._now())
             self._showing.ended(key, self._core.function_of(key), value)
             data, headers = outcomes.pack(value)
+            headers |= outcomes.streamed_headers(command.streamed)
             await self._bus.append(subject, data, message_id=self._id(subject, key), headers=headers, timeout=PATIENCE)
             self._values.put(subject, value, len(data))
             event = Stored(key, variable, None, self._now())

@@ -54,6 +54,7 @@ settings_of_any_kind = st.builds(
     engine=st.builds(
         EngineSettings,
         model=st.none() | texts,
+        aliases=st.lists(names, max_size=3).map(tuple),
         max_sequences=st.none() | st.integers(1, 999_999_999),
         kv_memory=st.none() | st.integers(1, 10**15 - 1),
         dtype=st.none() | st.sampled_from(Dtype),
@@ -69,6 +70,7 @@ settings_of_any_kind = st.builds(
         timeout=st.integers(1, 999_999_999),
         origins=st.just(()) | st.just(("https://a.example", "http://localhost:3000")),
     ),
+    endpoints=st.none() | names.map(lambda name: Path("/endpoints") / name),
 )
 
 

@@ -15,6 +15,7 @@ order in which they became ready, by the least loaded worker.
     retention     what engines keep for calls to come, and compute ahead
     memo          identical calls are computed once
     queue         the order that follows from these
+    lines         a queue for each kind of worker, and which of them goes first
     placement     the worker that follows from these
 """
 

@@ -141,9 +141,15 @@ class Occupancy:
         else:
             self.other -= 1
         if self.paced or self.other:
-            self.tokens = max(0.0, self.tokens - cost.tokens)
-            self.prompts = max(0.0, self.prompts - cost.prefill)
-            self.pressure = max(0.0, self.pressure - cost.pressure)
+            tokens, prompts, pressure = (
+                self.tokens - cost.tokens,
+                self.prompts - cost.prefill,
+                self.pressure - cost.pressure,
+            )
+            # Sums of estimates may end a little below nothing. (`max` costs more than all the rest here.)
+            self.tokens = tokens if tokens > 0.0 else 0.0
+            self.prompts = prompts if prompts > 0.0 else 0.0
+            self.pressure = pressure if pressure > 0.0 else 0.0
         else:
             self.tokens = self.prompts = self.pressure = 0.0
             self.busy_until = self.rest_until = now

@@ -16,10 +16,12 @@ from myna.actors.scheduler.policies.placement import Place
 from myna.actors.scheduler.policies.queue import PATIENCE, TURN, ReadyQueue
 
 if TYPE_CHECKING:
-    from myna.actors.scheduler.graph import CallNode
+    from myna.actors.scheduler.nodes import CallNode
 
 _Asks = tuple[bool, bool, tuple[str, ...]]
 """Whether calls are new, or go on with a context that waits for them; of engines or of agents (an enum's hash is slow); names."""
+
+_Find = Callable[["CallNode"], Place | None]
 
 _ANY = ("",)
 
@@ -35,10 +37,9 @@ class _Line:
         self.since = now
         self.passed = 0
 
-    def rank(self, now: float) -> tuple[bool, bool]:
-        """Its place among others, the least first."""
-        due = self.passed >= TURN - 1 and now - self.since > PATIENCE
-        return not due, self.asks[0]
+    def due(self, now: float) -> bool:
+        """Whether others have gone before it often enough."""
+        return self.passed >= TURN - 1 and now - self.since > PATIENCE
 
 
 class Lines:
@@ -58,44 +59,32 @@ class Lines:
             line = self._lines[asks] = _Line(asks, self._make(), now)
         line.queue.push(call, call.session.tenant, call.spec.priority + call.session.priority, now)
 
-    def choose(self, fleet: Fleet, place: Callable[[CallNode], Place | None], now: float) -> Iterator[tuple[CallNode, Place]]:
+    def choose(self, fleet: Fleet, place: _Find, now: float) -> Iterator[tuple[CallNode, Place]]:
         """Calls that may be dispatched now, each with its place. The caller starts each before it asks for the next."""
-        if len(self._lines) == 1:
-            for line in list(self._lines.values()):
-                while fleet.takers and (found := self._next(line, place, now)) is not None:
+        lines = list(self._lines.values())
+        if len(lines) > 1:
+            lines.sort(key=_newness)
+            for line in lines:
+                if line.due(now) and (found := _next(line, place, now)) is not None:
+                    line.passed = 0
                     yield found
-            return
-        while fleet.takers:
-            for line in sorted(self._lines.values(), key=lambda line: line.rank(now)):
-                found = self._next(line, place, now)
-                if found is not None:
+        for line in lines:
+            while fleet.takers and (found := _next(line, place, now)) is not None:
+                if len(lines) > 1:
                     self._served(line, now)
-                    yield found
-                    break
-            else:
-                return
-
-    def _next(
-        self, line: _Line, place: Callable[[CallNode], Place | None], now: float
-    ) -> tuple[CallNode, Place] | None:
-        found = line.queue.choose(now, place)
-        if found is None:
+                yield found
             if line.queue.empty:
                 del self._lines[line.asks]
-            return None
-        call = found[0]
-        assert call.session is not None
-        line.queue.take(call, call.session.tenant, now)
-        return found
+            if not fleet.takers:
+                return
 
     def _served(self, line: _Line, now: float) -> None:
-        """A call of this queue is dispatched: those that it went before have been passed once more."""
-        if not line.asks[0]:
-            for other in self._lines.values():
-                other.passed += other.asks[0] and other.asks[1:] == line.asks[1:]
-        elif line.passed < TURN - 1:
-            line.since = now  # its turn came by itself
-        line.passed = 0
+        """A call is dispatched from a queue whose turn it was."""
+        new, engine, names = line.asks
+        if new:
+            line.passed, line.since = 0, now
+        elif (other := self._lines.get((True, engine, names))) is not None:
+            other.passed += 1
 
     def calls(self) -> Iterator[CallNode]:
         """All that wait."""
@@ -126,3 +115,16 @@ def _asks(call: CallNode, *, resumes: bool) -> _Asks:
     if isinstance(spec, ModelCall):
         return not resumes, True, spec.models or _ANY
     return True, False, (call.function,)
+
+
+def _newness(line: _Line) -> bool:
+    return line.asks[0]
+
+
+def _next(line: _Line, place: _Find, now: float) -> tuple[CallNode, Place] | None:
+    found = line.queue.choose(now, place)
+    if found is not None:
+        call = found[0]
+        assert call.session is not None
+        line.queue.take(call, call.session.tenant, now)
+    return found

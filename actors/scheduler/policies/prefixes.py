@@ -8,10 +8,11 @@ its text, where that is known. Names are salted with tenant and models: nothing 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 from msgspec import Struct
 
-from myna.actors.messages import Input, ModelCall, Output, Text, WorkerId
+from myna.actors.messages import Input, ModelCall, Text, WorkerId
 from myna.actors.scheduler.policies.lengths import CHARACTERS
 
 LEAST = 16.0
@@ -19,7 +20,9 @@ LEAST = 16.0
 HOLDERS = 8
 """Workers remembered for one prefix."""
 ENTRIES = 4096
-"""Prefixes remembered of a worker that does not tell its memory."""
+"""Prefixes remembered of a worker."""
+AT_ONCE = 64
+"""Prefixes forgotten together: to find the oldest one of a dictionary costs what was taken from its front before."""
 
 Describe = Callable[[str], tuple[object, float]]
 """A variable's name and its length in tokens."""
@@ -57,14 +60,15 @@ def chain_of(call: ModelCall, salt: object, describe: Describe) -> Chain:
         name = hash((name, message.role))
         for segment in message.segments:
             if isinstance(segment, Text):
-                name = hash((name, segment.text))
-                tokens += len(segment.text) / CHARACTERS
+                text = segment.text
+                name = hash((name, text))
+                tokens += len(text) / CHARACTERS
             elif isinstance(segment, Input):
                 for variable in segment.variables:
                     what, length = describe(variable)
                     name = hash((name, what))
                     tokens += length
-            elif isinstance(segment, Output):
+            else:
                 if prompt is None:
                     if tokens > named or not boundaries:
                         boundaries.append(Boundary(name, tokens))
@@ -155,13 +159,17 @@ class Belief:
         if memory is not None:
             self._drop_oldest(worker, float(memory))
         held = self._held[worker]
-        while len(held) > ENTRIES:
-            self._drop(worker, next(iter(held)))
+        if len(held) > ENTRIES:
+            for name in list(islice(held, AT_ONCE)):
+                self._drop(worker, name)
 
     def _drop_oldest(self, worker: WorkerId, most: float) -> None:
         held = self._held.get(worker)
         while held and self._tokens[worker] > max(most, 0.0):
-            self._drop(worker, next(iter(held)))
+            for name in list(islice(held, AT_ONCE)):
+                if self._tokens[worker] <= most:
+                    return
+                self._drop(worker, name)
 
     def _drop(self, worker: WorkerId, name: int) -> None:
         self._tokens[worker] -= self._held[worker].pop(name)

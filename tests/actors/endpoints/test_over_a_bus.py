@@ -12,11 +12,22 @@ import pytest
 from myna.actors.endpoints.backend import EndpointBackend
 from myna.actors.endpoints.budget import Ledger
 from myna.actors.endpoints.settings import Budget, BudgetOf, Prices
-from myna.actors.messages import ErrorCode, Failure, Message, ModelCall, Output, Sampling, StreamMode, Text, Value
+from myna.actors.messages import (
+    Cancel,
+    ErrorCode,
+    Failure,
+    Message,
+    ModelCall,
+    Output,
+    Sampling,
+    StreamMode,
+    Text,
+    Value,
+)
 from myna.actors.worker.noop import NoopBackend, NoopModel
 from tests.actors.endpoints.faulty import Faulty, Gate, breaks_off, faulty, refuses, says, sends
 from tests.actors.stage import Application, Audience, Stage, call, stage, until
-from tests.network import Network
+from tests.network import MemoryNetwork
 
 
 @dataclass
@@ -50,8 +61,8 @@ class Play:
 
 
 @pytest.fixture
-async def play(network: Network) -> AsyncIterator[Play]:
-    async with stage(network.bus) as it:
+async def play() -> AsyncIterator[Play]:
+    async with stage(MemoryNetwork().bus) as it:
         await it.scheduler()
         bus = await it.bus("application")
         application = Application(bus, "s1")
@@ -170,8 +181,6 @@ async def test_an_endpoint_that_hangs_is_left_and_the_call_goes_elsewhere(play: 
 
 
 async def test_a_cancelled_call_is_taken_from_the_endpoint(play: Play) -> None:
-    from myna.actors.messages import Cancel
-
     gate = Gate("begun")
     async with faulty(gate) as server:
         await play.add(server)

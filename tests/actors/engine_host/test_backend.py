@@ -17,12 +17,10 @@ from myna.actors.engine_host.backend import EngineBackend
 from myna.actors.messages import (
     ErrorCode,
     Failure,
-    FormatKind,
     Input,
     Message,
     ModelCall,
     Output,
-    ResponseFormat,
     Sampling,
     Segment,
     Text,
@@ -80,11 +78,9 @@ async def test_calls_run_on_a_real_engine_and_what_is_wrong_with_one_fails_it_al
         await cast.scheduler()
         await engine(cast, settings)
         app = await application(cast)
-        constrained = Output(variables=("shaped",), format=ResponseFormat(kind=FormatKind.JSON_OBJECT))
         await app.submit(
             generate("long", "x" * 5000),
             generate("hot", temperature=-1.0),
-            ModelCall(id="call-shaped", messages=(Message(segments=(constrained,)),)),
             ModelCall(id="call-roles", messages=(Message(role="user", segments=(Output(variables=("roles",)),)),)),
             generate("good"),
             call("after", "good"),
@@ -95,7 +91,6 @@ async def test_calls_run_on_a_real_engine_and_what_is_wrong_with_one_fails_it_al
         assert "tokens" in (await failure(app, "long")).message
         assert (await failure(app, "hot")).code is ErrorCode.INVALID_SAMPLING
         assert "temperature" in (await failure(app, "hot")).message
-        assert (await failure(app, "shaped")).code is ErrorCode.INVALID_CALL
         assert (await failure(app, "roles")).code is ErrorCode.INVALID_CALL
         good = await app.outcome("good")
         assert isinstance(good, Value)

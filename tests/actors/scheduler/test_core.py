@@ -357,6 +357,8 @@ def test_a_worker_of_another_protocol_gets_nothing() -> None:
     world.mail = []
     world.feed(Heard(type(announce)(**{**_fields(announce), "protocol": PROTOCOL + 1}), world.now))
     assert dispatched(world) == []
+    (seen,) = world.core.status(world.now).workers
+    assert f"protocol {PROTOCOL + 1}" in seen.paused
 
 
 def _fields(message: Any) -> dict[str, Any]:

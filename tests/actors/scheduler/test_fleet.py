@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -30,6 +32,8 @@ def offer(
     kind: WorkerKind = WorkerKind.ENGINE,
     tenant: str | None = None,
     draining: bool = False,
+    paused: str = "",
+    named_only: bool = False,
 ) -> Announce:
     return Announce(
         protocol=PROTOCOL,
@@ -40,6 +44,8 @@ def offer(
         capacity=capacity,
         tenant=tenant,
         draining=draining,
+        paused=paused,
+        named_only=named_only,
     )
 
 
@@ -67,6 +73,23 @@ def test_a_full_fleet_offers_nobody_until_a_call_ends() -> None:
     assert fleet.serves(ANY)
     fleet.drop(worker, key(0))
     assert fleet.choose(ANY) is worker
+
+
+def test_a_paused_worker_serves_and_gets_nothing_until_it_is_open_again() -> None:
+    fleet = Fleet()
+    fleet.announce(offer("w", paused="its endpoint is away"), 0.0)
+    assert fleet.choose(ANY) is None
+    assert fleet.serves(ANY), "it is worth waiting for"
+    fleet.announce(offer("w"), 1.0)
+    assert fleet.choose(ANY) is fleet.workers[WorkerId("w")]
+
+
+def test_a_worker_for_named_calls_alone_gets_no_others() -> None:
+    fleet = Fleet()
+    worker = fleet.announce(offer("w", "m", named_only=True), 0.0)
+    named = Demand(WorkerKind.ENGINE, ("m",), Tenant("t"))
+    assert (fleet.choose(ANY), fleet.serves(ANY), fleet.answers(worker, ANY)) == (None, False, False)
+    assert (fleet.choose(named), fleet.answers(worker, named)) == (worker, True)
 
 
 def test_a_draining_worker_gets_nothing_and_one_that_comes_back_does() -> None:
@@ -146,14 +169,12 @@ class FleetMachine(RuleBasedStateMachine):
         capacity=st.integers(1, 3),
         tenant=st.sampled_from(TENANTS),
         draining=st.booleans(),
+        paused=st.sampled_from(("", "away")),
+        named_only=st.booleans(),
         kind=st.sampled_from(WorkerKind),
     )
-    def announce(
-        self, n: int, serves: list[str], capacity: int, tenant: str | None, draining: bool, kind: WorkerKind
-    ) -> None:
-        self.fleet.announce(
-            offer(f"w{n}", *serves, capacity=capacity, tenant=tenant, draining=draining, kind=kind), 0.0
-        )
+    def announce(self, n: int, serves: list[str], **options: Any) -> None:
+        self.fleet.announce(offer(f"w{n}", *serves, **options), 0.0)
 
     @rule(n=st.integers(0, 4))
     def remove(self, n: int) -> None:
@@ -173,7 +194,10 @@ class FleetMachine(RuleBasedStateMachine):
             if w.free
             and w.offer.kind is demand.kind
             and w.offer.tenant in (None, demand.tenant)
-            and any(n in w.offer.serves or (n == "" and demand.kind is WorkerKind.ENGINE) for n in demand.names)
+            and any(
+                n in w.offer.serves or (n == "" and demand.kind is WorkerKind.ENGINE and not w.offer.named_only)
+                for n in demand.names
+            )
         ]
 
     @rule(

@@ -45,6 +45,11 @@ def words(text: myna.Input, out: myna.Output(max_tokens=3)):  # type: ignore[val
     """{{text}}: {{out}}"""
 
 
+@myna.function
+def many_words(text: myna.Input, out: myna.Output(max_tokens=20)):  # type: ignore[valid-type]
+    """{{text}}: {{out}}"""
+
+
 @pytest.fixture
 async def cast(realm: Realm) -> AsyncIterator[Realm]:
     """A scheduler and an engine, as their roles."""
@@ -111,6 +116,47 @@ async def test_an_agent_of_one_tenant_is_never_given_anothers_call(cast: Realm) 
         await until(waits, "nobody serves it")
         assert [w.running for w in (await status(operator)).workers] == [0, 0]
         assert not result.done
+
+
+async def test_a_tenant_exports_its_own_sessions_page_by_page_and_goes_on_from_them_and_nobody_elses(
+    cast: Realm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("myna.actors.scheduler.history.PAGE", 300)
+    alice = Client(bus=await cast.tenant(ALICE), tenant=ALICE)
+    bob = Client(bus=await cast.tenant(BOB), tenant=BOB)
+    async with alice.session(keep=60.0) as session:
+        for n in range(5):
+            assert await words(text=f"{n}", session=session)
+    recording = await myna.export(alice, session.id)
+    operators = await myna.export(Client(bus=await cast.role(Role.OPERATOR), tenant=ALICE), session.id)
+    assert (recording.log, recording.outcomes) == (operators.log, operators.outcomes)
+    assert len(recording.calls) == 5
+    with pytest.raises(myna.RecordingError, match="nothing is stored"):
+        await myna.export(bob, session.id)
+    async with alice.session() as another:
+        variables = await myna.replay(recording, another)
+        assert [await v for v in variables.values()] == ["out0 out1 out2"] * 5
+
+
+async def test_what_a_stream_stores_counts_among_its_tenants_bytes(realm: Realm) -> None:
+    scheduler = Scheduler(await realm.role(Role.SCHEDULER), "scheduler")
+    engine = Worker(await realm.role(Role.ENGINE), WorkerId("engine-1"), NoopBackend(NoopModel(step=0.025)))
+    tasks = [asyncio.ensure_future(scheduler.run()), asyncio.ensure_future(engine.run())]
+    alice, operator = Client(bus=await realm.tenant(ALICE), tenant=ALICE), await realm.role(Role.OPERATOR)
+    async with alice.session() as session:
+        assert await many_words(text="x", session=session)
+        stored = sum([(await operator.measure(stream)).size for stream in subjects.SESSION_STREAMS])
+
+        async def counted() -> bool:
+            (told,) = (await status(operator)).tenants
+            return told.bytes > 0.75 * stored
+
+        await until(counted, f"{stored} bytes, most of them chunks, are counted")
+        (told,) = (await status(operator)).tenants
+        assert told.bytes < 1.25 * stored
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_quotas_reach_the_application_as_typed_failures_and_change_while_it_runs(cast: Realm) -> None:

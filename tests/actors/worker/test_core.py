@@ -36,7 +36,8 @@ from myna.actors.messages import (
     WorkerId,
 )
 from myna.actors.outcomes import Chain
-from myna.actors.worker.backend import JobEnded, JobFailed, OutputEnded, Produced, RunKey
+from myna.actors.worker.attempt import CHUNK_BYTES, TOKEN_BYTES
+from myna.actors.worker.backend import JobEnded, JobFailed, JobRefused, OutputEnded, Produced, RunKey
 from myna.actors.worker.core import COALESCE, WorkerCore
 from myna.actors.worker.events import (
     Abandon,
@@ -183,6 +184,7 @@ def test_the_last_chunk_goes_out_at_once_and_the_value_after_it_is_stored() -> N
     (last,) = of(PutChunk, desk.end(usage=Usage(output_tokens=2), model="m", tokenizer="d"))
     assert (last.n, last.chunk.text, last.chunk.last) == (1, " two", True)
     (put,) = of(PutValue, desk.stored(1))
+    assert put.streamed == 2 * CHUNK_BYTES + 2 * TOKEN_BYTES + len("one two")
     value = put.value
     assert (value.text, value.tokens, value.attempt, value.call) == ("one two", (1, 2), 1, "call-a")
     assert (value.model, value.tokenizer, value.usage.output_tokens) == ("m", "d", 2)
@@ -413,6 +415,28 @@ def test_a_worker_that_can_not_resume_fails_finally_once_a_chunk_may_have_been_s
             desk.produce("one")
         desk.feed(Reported(JobFailed(desk.key, failure), desk.now))
         assert (desk.event().failure, desk.event().final) == (failure, final)
+
+
+def test_what_the_backend_refuses_is_handed_back_unless_readers_have_seen_a_part_of_it() -> None:
+    failure = Failure(code=ErrorCode.WORKER_LOST, message="too many calls", retryable=True)
+    refused, failed = EventKind.REFUSED, EventKind.FAILED
+    for pieces, resumable, kind in ((0, False, refused), (1, True, refused), (1, False, failed)):
+        desk = Desk(WorkerCore(WorkerId("w"), resumable=resumable))
+        desk.start(call("a"))
+        for _ in range(pieces):
+            desk.produce("one")
+        desk.feed(Reported(JobRefused(desk.key, failure), desk.now))
+        assert (desk.event().kind, desk.event().failure) == (kind, failure)
+        assert desk.event().final == (kind is failed)
+        assert desk.core.running == ()
+
+
+def test_a_backend_may_say_that_another_try_would_not_help() -> None:
+    desk = Desk()
+    desk.start(call("a"))
+    failure = Failure(code=ErrorCode.OVER_QUOTA, message="no money left", retryable=True)
+    desk.feed(Reported(JobFailed(desk.key, failure, final=True), desk.now))
+    assert (desk.event().failure, desk.event().final) == (failure, True)
 
 
 def test_a_worker_that_can_not_resume_may_fail_and_be_tried_again_as_long_as_its_output_is_held_back() -> None:

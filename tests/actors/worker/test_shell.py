@@ -25,9 +25,10 @@ from myna.actors.messages import (
     Value,
     VarId,
     WorkerId,
+    WorkerKind,
 )
 from myna.actors.subjects import Stream, ToWorker
-from myna.actors.worker.backend import BackendDied, Job, JobFailed, OutputEnded, Produced
+from myna.actors.worker.backend import BackendDied, Job, JobFailed, Offer, Offered, OutputEnded, Produced
 from myna.actors.worker.noop import NoopBackend
 from tests.actors.stage import TENANT, Application, GatedBackend, Stage, call, stage, words
 from tests.network import Network
@@ -84,6 +85,17 @@ async def test_a_worker_announces_itself_when_it_starts_and_whenever_a_scheduler
     await bus.publish(subjects.HELLO, codec.encode(Hello(protocol=PROTOCOL, scheduler="x", lease=3)))
     again = await ear.next(Announce)
     assert again.incarnation == first.incarnation
+
+
+async def test_a_worker_whose_offer_changes_announces_itself_anew(play: Stage) -> None:
+    ear = await Ear.on(await play.bus("test"))
+    backend = NoopBackend()
+    await play.worker("w", backend)
+    await ear.next(Announce)
+    backend._report(Offered(Offer(WorkerKind.ENGINE, ("m",), 3, paused="its endpoint is away", named_only=True)))
+    announce = await ear.next(Announce)
+    assert (announce.serves, announce.capacity) == (("m",), 3)
+    assert (announce.paused, announce.named_only) == ("its endpoint is away", True)
 
 
 async def test_a_beat_tells_what_is_held_while_the_backend_is_busy(play: Stage) -> None:

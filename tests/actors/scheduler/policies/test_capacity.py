@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from myna.actors.scheduler.policies.capacity import STRETCH, Cost, Demanded, Occupancy
+from myna.actors.scheduler.policies.capacity import BACKLOG, CALM, MANY, STRETCH, Cost, Demanded, Occupancy
 from myna.actors.scheduler.policies.steps import StepModel
 
 CHAT = Cost(300.0, 200.0, 100.0, paced=True)
@@ -69,6 +69,32 @@ def test_one_call_of_other_work_is_taken_where_nobody_else_serves_it_and_before_
         fresh.add(BATCH, 0.0)
     assert fresh.opens(BATCH.pressure, sole=False)
     assert fresh.backlog(0.0) == 0.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 100))
+def test_prompts_that_can_wait_are_taken_the_more_slowly_the_more_calls_they_would_delay(pressing: int) -> None:
+    occupancy = measured()
+    for _ in range(pressing):
+        occupancy.add(Cost(300.0, 0.0, 100.0, pressing=True), 0.0)
+    occupancy.add(BATCH, 0.0)
+    alone = BATCH.prefill * occupancy.steps.prompt_seconds
+    assert occupancy.backlog(0.0) == pytest.approx(alone * (1 + max(0, pressing - MANY) / CALM))
+    before = occupancy.backlog(0.0)
+    occupancy.add(Cost(300.0, 10.0, 100.0, pressing=True), 0.0)
+    assert occupancy.busy_until == pytest.approx(alone + 10 * occupancy.steps.prompt_seconds)
+    assert occupancy.backlog(0.0) == pytest.approx(max(before, occupancy.busy_until)), "a pressing one is not slowed"
+
+
+def test_an_engine_that_has_nothing_left_rests_no_longer() -> None:
+    occupancy = measured()
+    pressing = [Cost(300.0, 0.0, 100.0, pressing=True)] * 60
+    for cost in (*pressing, *[BATCH] * 20):
+        occupancy.add(cost, 0.0)
+    assert occupancy.backlog(1.0) > BACKLOG
+    for cost in (*pressing, *[BATCH] * 20):
+        occupancy.remove(cost, 1.0)
+    assert occupancy.backlog(1.0) == 0.0
 
 
 def test_the_time_per_token_that_was_asked_for_is_the_bound() -> None:

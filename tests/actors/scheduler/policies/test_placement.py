@@ -63,6 +63,23 @@ def test_a_prefix_is_computed_once_more_elsewhere_when_its_engine_is_the_bottlen
     assert set(where.values()) == {"w0", "w1", "w2"}
 
 
+def test_a_hot_prefix_is_there_twice_before_its_engine_is_full_and_both_are_used_then() -> None:
+    world = World()
+    for n in range(3):
+        world.join(f"w{n}", capacity=1000, tokens=10**7)
+    world.read_mail()
+    world.open_with(*(call(f"c{n}", LONG) for n in range(400)))
+    first = [c.worker for c in world.dispatches()]
+    assert len(set(first)) > 1, "the engine was the bottleneck, with room for 600 more"
+    chain = next(iter(world.core.sessions[SESSION].graph.calls.values())).chain
+    assert chain is not None
+    holders = {w for w, _ in world.core.planner.belief.holders(chain, 8, 256.0)}
+    assert holders == set(first)
+    world.add(*(call(f"later{n}", LONG) for n in range(20)))
+    matched = [c.placed.matched for c in world.core.sessions[SESSION].graph.calls.values() if c.placed]
+    assert all(m > 1000 for m in matched[-20:]), "none of them computes it again"
+
+
 def test_a_worker_that_is_gone_is_believed_to_hold_nothing() -> None:
     world = opened(call("a", LONG), workers=1)
     world.core.planner.lost(WorkerId("w0"))

@@ -9,6 +9,7 @@ from myna.actors.messages import CallId, Tenant
 from myna.actors.scheduler.nodes import CallNode
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.policies.applications import Application
+from myna.actors.scheduler.policies.lengths import Lengths
 from myna.actors.scheduler.policies.objectives import Need, Urgency
 from myna.actors.scheduler.policies.queue import PATIENCE, TURN, ReadyQueue
 from myna.actors.scheduler.policies.tenants import Accounts, Share
@@ -31,7 +32,8 @@ class Line:
     def __init__(self, policies: Policies | None = None) -> None:
         self.policies = policies or Policies()
         self.accounts = Accounts(self.policies.shares)
-        self.queue = ReadyQueue(self.policies, self.accounts, Lengths())
+        self.lengths = Lengths()
+        self.queue = ReadyQueue(self.policies, self.accounts, self.lengths)
 
     def push(self, *calls: CallNode, tenant: Tenant = T, priority: int = 0) -> None:
         for call in calls:
@@ -91,6 +93,22 @@ def test_stricter_needs_go_first_and_what_is_too_late_for_its_deadline_waits() -
         ready("chat", need=Need(Urgency.INTERACTIVE), work=99),
     )
     assert line.drain() == ["chat", "soon", "late", "normal", "batch"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.1, 20), st.floats(1, 500)), min_size=1, max_size=12), st.floats(0, 12))
+def test_what_can_no_longer_be_in_time_gives_way_to_what_can_and_still_goes_before_batches(
+    calls: list[tuple[float, float]], waited: float
+) -> None:
+    line = Line()
+    for n, (deadline, work) in enumerate(calls):
+        line.push(ready(f"d{n}", work=work, need=Need(Urgency.DEADLINE, deadline=deadline)))
+    line.push(ready("batch", need=Need(Urgency.BATCH)))
+    hopeful = {f"d{n}" for n, (d, work) in enumerate(calls) if waited + work * line.lengths.pace < d}
+    order = line.drain(waited)
+    assert set(order[: len(hopeful)]) == hopeful
+    assert order[-1] == "batch"
+    assert len(order) == len(calls) + 1
 
 
 def test_a_call_whose_need_has_changed_is_queued_anew_and_taken_once() -> None:
