@@ -2,10 +2,10 @@
 SHELL := bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check format clean
+.PHONY: help demo dev test test-docker check format clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
 demo: ## Run the demonstration on the real default model
 	@.ci/venv local
@@ -17,6 +17,11 @@ dev: ## Install everything that work on Myna needs
 test: ## Run the tests; name some with: make test T=tests/actors
 	@.ci/venv dev
 	$(BIN)/python -m pytest $(T)
+
+test-docker: ## Build the cluster's images, run it, break it: 15 minutes and more
+	@.ci/venv dev
+	@.ci/docker
+	MYNA_TEST_DOCKER=1 MYNA_REQUIRE_LANES=docker $(BIN)/python -m pytest tests/deploy
 
 check: ## Lint, formatting, types, import laws
 	@.ci/venv dev

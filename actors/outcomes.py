@@ -90,6 +90,19 @@ def read_content(headers: Mapping[str, str]) -> Content:
         return Content()
 
 
+def streamed_headers(size: int) -> dict[str, str]:
+    """What a value's headers tell of its chunks: so many bytes."""
+    return {subjects.STREAMED_HEADER: str(size)} if size else {}
+
+
+def read_streamed(headers: Mapping[str, str]) -> int:
+    """The same from headers; 0 where a writer left it out, or wrote nonsense."""
+    try:
+        return min(max(int(headers.get(subjects.STREAMED_HEADER, "0")), 0), 2**40)
+    except ValueError:
+        return 0
+
+
 def usage_headers(record: SessionUsage) -> dict[str, str]:
     """What a record's headers tell of it: how many calls, and what they used."""
     return {subjects.USAGE_HEADER: f"{len(record.calls)} {_written(record.used)}"}

@@ -212,9 +212,13 @@ def _spread(masks: Sequence[Mask], logits: Tensor) -> Tensor:
     if device.type == "cpu":
         bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=vocabulary)
         return torch.from_numpy(bits.view(np.bool_))
-    there = torch.from_numpy(words.view(np.int32)).pin_memory().to(device, non_blocking=True)
-    spread = there[:, :, None] >> torch.arange(32, dtype=torch.int32, device=device) & 1
-    return spread.view(len(masks), -1)[:, :vocabulary].bool()
+    return _bits(torch.from_numpy(words.view(np.int32)).pin_memory().to(device, non_blocking=True), vocabulary)
+
+
+def _bits(words: Tensor, vocabulary: int) -> Tensor:
+    """The bits of int32 words [rows, words] as booleans [rows, vocabulary], the lowest first, wherever they are."""
+    spread = words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=words.device) & 1
+    return spread.view(len(words), -1)[:, :vocabulary].bool()
 
 
 def _penalise(logits: Tensor, row: Row) -> None:

@@ -17,6 +17,7 @@ from myna.sdk import format as formats
 from myna.sdk import ids, template
 from myna.sdk.current import choose_session
 from myna.sdk.errors import FunctionError, TemplateError
+from myna.sdk.models import models_of
 from myna.sdk.objectives import as_objective
 from myna.sdk.parameters import Input, Output, Parameter, Plain, read
 from myna.sdk.schemas import Parse
@@ -256,7 +257,7 @@ def function(
 ) -> Function | Callable[[Callable[..., Any]], Function]:
     """Make a semantic function of a Python function; its body is never run.
 
-    `prompt` replaces the docstring. Options: `model` or `models` (names, in order of preference), `priority` (higher first),
+    `prompt` replaces the docstring. Options: `model` or `models` (names, any of which will do), `priority` (higher first),
     `retries`, `objective`, `cache_prefix`, `memoise`, `tools`, `tool_choice`.
 
     With `memoise`, calls of the tenant that are the same in text, inputs, models and parameters are computed once, if their
@@ -288,11 +289,9 @@ def make_options(where: str, **given: Any) -> dict[str, Any]:
     for key in given.keys() - set(_OPTIONS):
         raise FunctionError(f"function {where!r}: {key!r} is no option; known are {', '.join(_OPTIONS)}")
     fields = dict(given)
-    if "model" in fields:
-        fields["models"] = (fields.pop("model"), *fields.get("models", ()))
-    if "models" in fields:
-        models = fields["models"]
-        fields["models"] = (models,) if isinstance(models, str) else tuple(models)
+    if "model" in fields or "models" in fields:
+        named = (fields.pop("model", ()), fields.pop("models", ()))
+        fields["models"] = tuple(n for given in named for n in models_of(given, f"function {where!r}"))
     if "objective" in fields:
         fields["objective"] = as_objective(fields["objective"])
     if "tools" in fields:

@@ -38,6 +38,7 @@ from myna.sdk.current import CURRENT, leave
 from myna.sdk.errors import AlreadySet, FunctionError, SessionClosed, SubmitFailed, TimedOut, WrongLoop
 from myna.sdk.graphs.display import Picture, bundle, graph_of
 from myna.sdk.graphs.model import Graph
+from myna.sdk.models import models_of
 from myna.sdk.objectives import as_objective
 from myna.sdk.outputs import Outputs
 from myna.sdk.running import Running
@@ -63,6 +64,7 @@ class SessionOptions(TypedDict, total=False):
     memoise: bool
     cache: str
     keep: float
+    model: str | Sequence[str]
 
 
 class Session:
@@ -74,7 +76,8 @@ class Session:
 
     A session whose process is gone expires after `ttl` seconds. `priority` counts for all its calls; `objective` for all results
     for which none is given; with `memoise`, identical calls of the tenant are computed once (see `function`); with `cache`, any
-    word, it shares prefixes only with the tenant's sessions of the same word: timing tells it of no others. Leaving the block
+    word, it shares prefixes only with the tenant's sessions of the same word: timing tells it of no others. `model`, a name or
+    several of which any will do, is that of the calls made through it whose functions name none. Leaving the block
     cancels what is unfinished and frees everything; a session that was attached is only left. What it stored can
     still be exported for `keep` seconds after its end.
     """
@@ -91,6 +94,7 @@ class Session:
         memoise: bool = False,
         cache: str = "",
         keep: float = 0.0,
+        model: str | Sequence[str] = (),
         attach_to: str | None = None,
     ) -> None:
         if not 0 < ttl <= 30 * 86400:
@@ -106,6 +110,7 @@ class Session:
         self.memoise = memoise
         self.cache = subjects.token(cache, "cache") if cache else ""
         self.keep = keep
+        self.models = models_of(model, f"session {name!r}")
         self.attached = attach_to is not None
         self._client_source = client
         self._variables: WeakValueDictionary[VarId, Variable] = WeakValueDictionary()
@@ -185,6 +190,8 @@ class Session:
         call = prepared.call
         if self.memoise and prepared.memoise is None and isinstance(call, ModelCall):
             call = replace(call, memoise=True)
+        if self.models and isinstance(call, ModelCall) and not call.models:
+            call = replace(call, models=self.models)
         state.outbox.say(Submit(calls=(call,)))
         if len(items) == 1:
             return items[0]

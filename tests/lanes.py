@@ -45,14 +45,20 @@ def _program(name: str) -> Callable[[], str | None]:
 
 def _browser() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome")
-    return None if any(shutil.which(name) for name in names) else f"none of {', '.join(names)} on the PATH"
+    if not any(shutil.which(name) for name in names):
+        return f"none of {', '.join(names)} on the PATH"
+    if shutil.which("chromedriver") is None:
+        return "no program 'chromedriver' on the PATH"
+    return None if importlib.util.find_spec("selenium") else "not installed: selenium"
 
 
 def _docker() -> str | None:
     if shutil.which("docker") is None:
         return "no program 'docker' on the PATH"
     answer = subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False)
-    return None if answer.returncode == 0 else "no Docker engine answers"
+    if answer.returncode != 0:
+        return "no Docker engine answers"
+    return None if os.environ.get("MYNA_TEST_DOCKER") else "it takes a quarter of an hour: make test-docker"
 
 
 def _gpu() -> str | None:

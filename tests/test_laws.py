@@ -108,4 +108,5 @@ def test_the_wheel_holds_the_tree_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = (copy / "wheels").glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     tree = {f"myna/{file.relative_to(ROOT)}" for room in ROOMS for file in (ROOT / room).rglob("*.py")}
+    tree |= {f"myna/{file.relative_to(ROOT)}" for file in (ROOT / "actors/gateway/window/static").iterdir()}
     assert packed == tree | {"myna/__init__.py", "myna/__main__.py", "myna/py.typed"}

@@ -26,9 +26,11 @@ from myna.actors.endpoints.settings import Endpoint
 from myna.actors.messages import (
     ErrorCode,
     Failure,
+    FinishReason,
     FormatKind,
     ModelCall,
     Output,
+    ResponseFormat,
     Usage,
     VarId,
     WorkerKind,
@@ -189,8 +191,8 @@ class EndpointBackend(TaskBackend):
             await self._answer(job, job.call)
         except Unsupported as error:
             self._report(JobFailed(job.key, Failure(code=error.code, message=str(error))))
-        except _OverBudget as error:
-            self._report(JobFailed(job.key, error.failure, final=True))
+        except _Failed as error:
+            self._report(JobFailed(job.key, error.failure, error.final))
         except Trouble as trouble:
             self._blame(trouble, began)
             self._refresh()
@@ -255,25 +257,29 @@ class EndpointBackend(TaskBackend):
         self._counts["cost"] += usage.cost
         texts = {variable: "".join(pieces) for variable, pieces in written.items()}
         for index, (variable, share) in enumerate(zip(request.variables, _shares(usage, len(texts)), strict=True)):
-            data = _parsed(place, texts[variable])
-            self._report(OutputEnded(job.key, variable, answer.finishes[index], share, json=data, model=model))
+            finish = answer.finishes[index]
+            _check_format(place, texts[variable], finish)
+            self._report(OutputEnded(job.key, variable, finish, share, model=model))
         return texts
 
     def _reserve(self, job: Job, request: Request) -> Reserve:
         usage = self._priced(at_most(request.characters, request.limit * len(request.variables)))
         reserve = self._ledger.reserve(self._endpoint, *job.key[:2], usage, time.time())
         if isinstance(reserve, Failure):
-            raise _OverBudget(reserve)
+            raise _Failed(reserve, final=True)
         return reserve
 
     def _priced(self, usage: Usage) -> Usage:
         return usage + Usage(cost=cost(usage, self._endpoint.prices))
 
 
-class _OverBudget(Exception):
-    def __init__(self, failure: Failure) -> None:
+class _Failed(Exception):
+    """A call that fails, through no fault of the endpoint's connection. `final`: another try would not help now."""
+
+    def __init__(self, failure: Failure, *, final: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
+        self.final = final
 
 
 _SHORTLY = {
@@ -297,11 +303,27 @@ def _shares(usage: Usage, siblings: int) -> Sequence[Usage]:
     return (first, *(Usage(output_tokens=each) for _ in range(siblings - 1)))
 
 
-def _parsed(place: Output, text: str) -> object:
-    """The JSON that an output was to be; None for one that is none, as when it was cut off."""
-    if place.format is None or place.format.kind not in (FormatKind.JSON_OBJECT, FormatKind.JSON_SCHEMA):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _check_format(place: Output, text: str, finish: FinishReason) -> None:
+    """Raise `_Failed` for a text that has not the format that was asked for: an endpoint may not keep what it was asked."""
+    if place.format is None or _has_format(place.format, text):
+        return
+    name = place.name or place.variables[0]
+    if finish is not FinishReason.LENGTH:
+        message = f"output {name!r} has not the format {place.format.kind.value!r} that the endpoint was asked for"
+        raise _Failed(Failure(code=ErrorCode.INVALID_FORMAT, message=message, retryable=True))
+    if not place.partial:
+        message = f"output {name!r} was cut before it had its format: allow it more (max_tokens), or ask for less"
+        raise _Failed(Failure(code=ErrorCode.TRUNCATED, message=message))
+
+
+def _has_format(wanted: ResponseFormat, text: str) -> bool:
+    """As far as that can be told without a grammar: JSON is JSON, and a choice one of those given."""
+    match wanted.kind:
+        case FormatKind.CHOICE:
+            return text in (wanted.definition or ())
+        case FormatKind.JSON_OBJECT | FormatKind.JSON_SCHEMA:
+            try:
+                json.loads(text)
+            except (ValueError, RecursionError):
+                return False
+    return True

@@ -193,7 +193,8 @@ def _tools(call: ModelCall) -> dict[str, Any]:
     choice: Any = call.tool_choice
     if choice not in ("", "auto", "none", "required"):
         choice = {"type": "function", "function": {"name": choice}}
-    return {"tools": tools, **({"tool_choice": choice} if choice else {})}
+    body = {"tools": tools, **({"tool_choice": choice} if choice else {})}
+    return body if call.parallel_tool_calls else body | {"parallel_tool_calls": False}
 
 
 class _Nothing(dict[VarId, str]):

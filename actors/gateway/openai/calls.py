@@ -23,6 +23,8 @@ from myna.sdk.variable import Variable
 
 ANY_MODEL = ("", "default")
 """Names that leave the choice of the model to the scheduler."""
+MOST_TOLD = 20
+"""Models that are told to who names another; GET /v1/models lists all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,8 @@ async def check_model(tenancy: Tenancy, model: str) -> None:
         return
     with contextlib.suppress(BusError):
         if not await tenancy.serves(model):
-            message = (
-                f"the model {model!r} is not served; GET /v1/models lists those that are, 'default' is any of them"
-            )
+            there = ", ".join((await tenancy.models())[:MOST_TOLD]) or "none"
+            message = f"the model {model!r} is not served; there are: {there}; 'default' is any of them"
             raise Problem(404, "model_not_found", message, "model")
 
 

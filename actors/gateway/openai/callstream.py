@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_SKIP = re.compile(r"(?:\s|[\[\],;}]|</?tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|```(?:json)?)*")
+_SKIP = re.compile(r"(?:\s|[\],;}]|\[TOOL_CALLS\]|\[(?!T|\Z)|</?tool_call>|<\|python_tag\|>|```|json)*")
+"""What may stand before a call: of text that grows, no half marks."""
 _HEAD = re.compile(
     r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?(?:"function"\s*:\s*\{\s*)?'
     r'"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'

@@ -6,6 +6,7 @@ import { Fleet, SHOWN } from "./store.js";
 
 const LANE = 15; // pixels of a call's bar, with the gap below it
 const MOST_LANES = 24;
+const SPANS = [12, 30, 60]; // seconds shown, while there is no more to show
 const BATCH = 56; // pixels of the curve above the lanes
 
 export class EnginesView {
@@ -20,14 +21,11 @@ export class EnginesView {
   refresh() {
     const { now } = this.fleet;
     if (!now) return;
-    for (const engine of now.engines) {
-      const card = this.cards.get(engine.worker) ?? new EngineCard(this.fleet);
-      this.cards.set(engine.worker, card);
-      card.refresh(engine, now);
-    }
+    for (const engine of now.engines) if (!this.cards.has(engine.worker)) this.cards.set(engine.worker, new EngineCard(this.fleet));
     for (const name of this.cards.keys()) if (!now.engines.some((engine) => engine.worker === name)) this.cards.delete(name);
     const cards = now.engines.map((engine) => this.cards.get(engine.worker).element);
     show(this.list, cards.length ? cards : el("p", { class: "empty" }, "No engine shows itself now."));
+    for (const engine of now.engines) this.cards.get(engine.worker).refresh(engine, now); // in the page by now: it has a width
     const others = now.workers.filter((worker) => !this.cards.has(worker.worker));
     show(this.others, others.length ? otherWorkers(others) : null);
   }
@@ -89,31 +87,35 @@ class Timeline {
   constructor(fleet) {
     this.fleet = fleet;
     this.drawing = svg("svg", { class: "timeline", role: "img" });
+    this.span = el("span", { class: "soft" });
     this.element = el("figure", {}, this.drawing, el("figcaption", {},
       ...[["queued", "reads its inputs"], ["prefill", "queue and prefill"], ["decode", "decode"]].map(([state, what]) => el("span", {}, el("span", { class: `dot state ${state}` }), what)),
-      el("span", { class: "soft" }, `the last ${SHOWN} s`)));
+      this.span));
   }
 
   refresh(engine) {
     const width = this.drawing.clientWidth || 600, end = this.fleet.at;
-    const x = (time) => width * (1 - (end - time) / SHOWN);
     const { steps, spans } = this.fleet.of(engine);
     const bars = inLanes(barsOf(engine.calls, spans, end));
+    const oldest = Math.min(...bars.map((bar) => bar.received), ...steps.map((step) => step.at));
+    const span = SPANS.find((seconds) => oldest > end - seconds) ?? SHOWN;
+    const x = (time) => width * (1 - (end - time) / span);
+    say(this.span, `the last ${span} s`);
     const lanes = Math.min(Math.max(1, ...bars.map((bar) => bar.lane + 1)), MOST_LANES);
     const height = BATCH + 18 + lanes * LANE;
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.drawing.setAttribute("height", height);
-    this.drawing.setAttribute("aria-label", `Batch of ${engine.worker} over the last ${SHOWN} seconds: ${many(engine.calls.length, "call")} now`);
-    show(this.drawing, axis(x, end, height), ...curve(steps, bars, x, end), ...bars.filter((bar) => bar.lane < MOST_LANES).map((bar) => drawn(bar, x)));
+    this.drawing.setAttribute("aria-label", `Batch of ${engine.worker} over the last ${span} seconds: ${many(engine.calls.length, "call")} now`);
+    show(this.drawing, axis(x, end, height, span), ...curve(steps, bars, x, end), ...bars.filter((bar) => bar.lane < MOST_LANES).map((bar) => drawn(bar, x)));
   }
 }
 
-function axis(x, end, height) {
+function axis(x, end, height, span) {
   const group = svg("g", { class: "axis" });
-  for (let ago = 0; ago <= SHOWN; ago += 15) {
+  for (let ago = 0; ago <= span; ago += span / 6) {
     const at = x(end - ago);
     group.append(svg("line", { x1: at, x2: at, y1: 0, y2: height }));
-    if (ago && ago < SHOWN) group.append(svg("text", { x: at + 3, y: BATCH + 12 }, `−${ago} s`));
+    if (ago && ago < span) group.append(svg("text", { x: at + 3, y: BATCH + 12 }, `−${ago} s`));
   }
   return group;
 }
