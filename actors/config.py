@@ -33,30 +33,32 @@ or key, the value, and what would be right. Passwords are never shown: not in an
     MYNA_GATEWAY_ORIGINS  gateway.origins     origins of web pages that may use it, separated by commas (CORS)
     MYNA_HEALTH_FILE    -                     a file that an actor touches while it is well: see `actors/health.py`
     MYNA_ENDPOINTS      endpoints             file with the endpoints that are served too: see `actors/endpoints/settings.py`
+    MYNA_NATS_SERVER    -                     the server program that `myna up` runs, in place of the one that is installed
     MYNA_LOG            log.level             debug, info, warning, error
     MYNA_LOG_FORMAT     log.format            auto, text, json
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import ssl
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from myna.actors.subjects import InvalidName, token
+from myna.actors import values
+from myna.actors.subjects import token
 
 if TYPE_CHECKING:
     from myna.actors.bus import Bus
     from myna.actors.tenants.credentials import Identity
 
 T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
 
 
 class ConfigError(ValueError):
@@ -174,17 +176,25 @@ class _Source:
     environment: Mapping[str, str]
     document: Mapping[str, Any]
     path: Path | None
+    problems: list[str] | None = None
+    """Where given, what is wrong is noted here, and the default taken in its place."""
 
     def take(self, variable: str, key: str, parse: Callable[[str], T], default: T, *, secret: bool = False) -> T:
-        found = self._find(variable, key)
-        if found is None:
-            return default
-        where, raw = found
         try:
-            return parse(raw)
-        except ValueError as error:
-            shown = "(hidden)" if secret else repr(raw)
-            raise ConfigError(f"{where} is {shown}: {error}") from None
+            found = self._find(variable, key)
+            if found is None:
+                return default
+            where, raw = found
+            try:
+                return parse(raw)
+            except ValueError as error:
+                shown = "(hidden)" if secret else repr(raw)
+                raise ConfigError(f"{where} is {shown}: {error}") from None
+        except ConfigError as error:
+            if self.problems is None:
+                raise
+            self.problems.append(str(error))
+            return default
 
     def _find(self, variable: str, key: str) -> tuple[str, str] | None:
         if self.environment.get(variable):
@@ -203,39 +213,63 @@ class _Source:
 def read(environment: Mapping[str, str] | None = None) -> Settings:
     """The settings in `environment` (default: this process's) and the file. Raises `ConfigError`."""
     environment = os.environ if environment is None else environment
-    home = _folder(environment.get("MYNA_HOME"), environment, "XDG_STATE_HOME", ".local/state")
-    source = _open(environment, home)
+    home = _home(environment)
+    return _settings(_open(environment, home), home)
+
+
+def problems(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """All that is wrong with the settings, not the first thing alone, and variables that look like settings and are none."""
+    environment = os.environ if environment is None else environment
+    home = _home(environment)
+    found: list[str] = []
+    try:
+        source = _open(environment, home, found)
+        _settings(source, home)
+    except ConfigError as error:  # of the whole: settings that don't go together
+        found.append(str(error))
+    found += _unknown_variables(environment)
+    return tuple(dict.fromkeys(found))
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return _folder(environment.get("MYNA_HOME"), environment, "XDG_STATE_HOME", ".local/state")
+
+
+def _settings(source: _Source, home: Path) -> Settings:
+    environment = source.environment
     cache = _folder(None, environment, "XDG_CACHE_HOME", ".cache")
     address = _address(source)
     return Settings(
         address=address,
         tenant=_tenant(source, address),
         home=home,
-        cache=source.take("MYNA_CACHE", "cache", _path, cache),
+        cache=source.take("MYNA_CACHE", "cache", values.path, cache),
         log=LogSettings(
-            source.take("MYNA_LOG", "log.level", _one_of(LogLevel), LogLevel.INFO),
-            source.take("MYNA_LOG_FORMAT", "log.format", _one_of(LogFormat), LogFormat.AUTO),
+            source.take("MYNA_LOG", "log.level", values.one_of(LogLevel), LogLevel.INFO),
+            source.take("MYNA_LOG_FORMAT", "log.format", values.one_of(LogFormat), LogFormat.AUTO),
         ),
         engine=EngineSettings(
-            model=source.take("MYNA_MODEL", "engine.model", _maybe(str), None),
-            aliases=source.take("MYNA_ALIASES", "engine.aliases", _names, ()),
-            max_sequences=source.take("MYNA_MAX_SEQUENCES", "engine.max_sequences", _maybe(_positive), None),
-            kv_memory=source.take("MYNA_KV_MEMORY", "engine.kv_memory", _maybe(_bytes), None),
-            dtype=source.take("MYNA_DTYPE", "engine.dtype", _maybe(_one_of(Dtype)), None),
-            device=source.take("MYNA_DEVICE", "engine.device", _maybe(_device), None),
+            model=source.take("MYNA_MODEL", "engine.model", values.maybe(str), None),
+            aliases=source.take("MYNA_ALIASES", "engine.aliases", values.names, ()),
+            max_sequences=source.take(
+                "MYNA_MAX_SEQUENCES", "engine.max_sequences", values.maybe(values.positive), None
+            ),
+            kv_memory=source.take("MYNA_KV_MEMORY", "engine.kv_memory", values.maybe(values.size), None),
+            dtype=source.take("MYNA_DTYPE", "engine.dtype", values.maybe(values.one_of(Dtype)), None),
+            device=source.take("MYNA_DEVICE", "engine.device", values.maybe(values.device), None),
         ),
         gateway=GatewaySettings(
             host=source.take("MYNA_GATEWAY_HOST", "gateway.host", str, "127.0.0.1"),
-            port=source.take("MYNA_GATEWAY_PORT", "gateway.port", _maybe(_port), None),
-            keys=source.take("MYNA_GATEWAY_KEYS", "gateway.keys", _maybe(_path), None),
-            rate=source.take("MYNA_GATEWAY_RATE", "gateway.rate", _maybe(_positive), None),
-            max_body=source.take("MYNA_GATEWAY_BODY", "gateway.max_body", _bytes, 4 << 20),
-            timeout=source.take("MYNA_GATEWAY_TIMEOUT", "gateway.timeout", _positive, 3600),
-            origins=source.take("MYNA_GATEWAY_ORIGINS", "gateway.origins", _origins, ()),
+            port=source.take("MYNA_GATEWAY_PORT", "gateway.port", values.maybe(values.port), None),
+            keys=source.take("MYNA_GATEWAY_KEYS", "gateway.keys", values.maybe(values.path), None),
+            rate=source.take("MYNA_GATEWAY_RATE", "gateway.rate", values.maybe(values.positive), None),
+            max_body=source.take("MYNA_GATEWAY_BODY", "gateway.max_body", values.size, 4 << 20),
+            timeout=source.take("MYNA_GATEWAY_TIMEOUT", "gateway.timeout", values.positive, 3600),
+            origins=source.take("MYNA_GATEWAY_ORIGINS", "gateway.origins", values.origins, ()),
         ),
         serving=_serving(source),
-        endpoints=source.take("MYNA_ENDPOINTS", "endpoints", _maybe(_path), None),
-        health=_path(told) if (told := environment.get("MYNA_HEALTH_FILE")) else None,
+        endpoints=source.take("MYNA_ENDPOINTS", "endpoints", values.maybe(values.path), None),
+        health=values.path(told) if (told := environment.get("MYNA_HEALTH_FILE")) else None,
     )
 
 
@@ -354,17 +388,20 @@ def with_tenant(settings: Settings, tenant: str | None) -> Settings:
 # --- Where settings stand ---------------------------------------------------------------------------------------------
 
 
-def _open(environment: Mapping[str, str], home: Path) -> _Source:
+def _open(environment: Mapping[str, str], home: Path, problems: list[str] | None = None) -> _Source:
     named = environment.get("MYNA_CONFIG")
     path = Path(named) if named else home / "myna.toml"
     if not named and not path.is_file():
-        return _Source(environment, {}, None)
+        return _Source(environment, {}, None, problems)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"the settings file {path} can't be read: {error}") from None
-    _check_keys(document, path)
-    return _Source(environment, document, path)
+    for problem in _wrong_keys(document, path):
+        if problems is None:
+            raise ConfigError(problem)
+        problems.append(problem)
+    return _Source(environment, document, path, problems)
 
 
 _TABLES: dict[str, frozenset[str]] = {
@@ -378,41 +415,54 @@ _KEYS = frozenset(
 )
 
 
-def _check_keys(document: Mapping[str, Any], path: Path) -> None:
+def _wrong_keys(document: Mapping[str, Any], path: Path) -> Iterator[str]:
     """A misspelt key must not be silently ignored."""
     for key, value in document.items():
         if key not in _KEYS:
-            raise ConfigError(f"{path} has an unknown key {key!r}; known are {', '.join(sorted(_KEYS))}")
-        if key not in _TABLES:
-            continue
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key} in {path} is {value!r}: must be a table, [{key}]")
-        for inner in value.keys() - _TABLES[key]:
-            known = ", ".join(sorted(_TABLES[key]))
-            raise ConfigError(f"{path} has an unknown key '{key}.{inner}'; known in [{key}] are {known}")
+            yield f"{path} has an unknown key {key!r}{_meant(key, _KEYS)}; known are {', '.join(sorted(_KEYS))}"
+        elif key in _TABLES and not isinstance(value, dict):
+            yield f"{key} in {path} is {value!r}: must be a table, [{key}]"
+        elif key in _TABLES:
+            known = _TABLES[key]
+            for inner in sorted(value.keys() - known):
+                told = f"known in [{key}] are {', '.join(sorted(known))}"
+                yield f"{path} has an unknown key '{key}.{inner}'{_meant(inner, known)}; {told}"
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """The head of this module lists all: what is not there, nothing reads."""
+    known = frozenset(re.findall(r"MYNA_[A-Z_]+", __doc__ or ""))
+    for name in sorted(environment):
+        if name.startswith("MYNA_") and name not in known:
+            yield f"{name} is no setting{_meant(name, known)}"
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _address(source: _Source) -> Address | None:
-    url = source.take("MYNA_URL", "url", _maybe(_urls), None)
+    url = source.take("MYNA_URL", "url", values.maybe(values.urls), None)
     if url is None:
         return None
-    user = source.take("MYNA_USER", "user", _maybe(str), None)
-    password = source.take("MYNA_PASSWORD", "password", _maybe(str), None, secret=True)
+    user = source.take("MYNA_USER", "user", values.maybe(str), None)
+    password = source.take("MYNA_PASSWORD", "password", values.maybe(str), None, secret=True)
     if password is None:
-        password = source.take("MYNA_PASSWORD_FILE", "password_file", _maybe(_secret), None)
+        password = source.take("MYNA_PASSWORD_FILE", "password_file", values.maybe(values.secret), None)
     if (user is None) != (password is None):
         raise ConfigError("MYNA_USER and MYNA_PASSWORD (or MYNA_PASSWORD_FILE) belong together: one of them is missing")
-    credentials = source.take("MYNA_CREDENTIALS", "credentials", _maybe(_path), None)
+    credentials = source.take("MYNA_CREDENTIALS", "credentials", values.maybe(values.path), None)
     if user is not None and credentials is not None:
         raise ConfigError("MYNA_USER and MYNA_CREDENTIALS exclude each other: give one of them")
-    replicas = source.take("MYNA_REPLICAS", "replicas", _replicas, 1)
+    replicas = source.take("MYNA_REPLICAS", "replicas", values.replicas, 1)
     return Address(url, user, password, credentials, _tls(source), replicas)
 
 
 def _tls(source: _Source) -> Tls | None:
-    ca = source.take("MYNA_TLS_CA", "tls.ca", _maybe(_path), None)
-    certificate = source.take("MYNA_TLS_CERTIFICATE", "tls.certificate", _maybe(_path), None)
-    key = source.take("MYNA_TLS_KEY", "tls.key", _maybe(_path), None)
+    ca = source.take("MYNA_TLS_CA", "tls.ca", values.maybe(values.path), None)
+    certificate = source.take("MYNA_TLS_CERTIFICATE", "tls.certificate", values.maybe(values.path), None)
+    key = source.take("MYNA_TLS_KEY", "tls.key", values.maybe(values.path), None)
     if (certificate is None) != (key is None):
         raise ConfigError("MYNA_TLS_CERTIFICATE and MYNA_TLS_KEY belong together: one of them is missing")
     if ca is None and certificate is not None:
@@ -421,9 +471,9 @@ def _tls(source: _Source) -> Tls | None:
 
 
 def _serving(source: _Source) -> ServingTls | None:
-    ca = source.take("MYNA_TLS_CA", "tls.ca", _maybe(_path), None)
-    certificate = source.take("MYNA_TLS_SERVER_CERTIFICATE", "tls.server_certificate", _maybe(_path), None)
-    key = source.take("MYNA_TLS_SERVER_KEY", "tls.server_key", _maybe(_path), None)
+    ca = source.take("MYNA_TLS_CA", "tls.ca", values.maybe(values.path), None)
+    certificate = source.take("MYNA_TLS_SERVER_CERTIFICATE", "tls.server_certificate", values.maybe(values.path), None)
+    key = source.take("MYNA_TLS_SERVER_KEY", "tls.server_key", values.maybe(values.path), None)
     if certificate is None and key is None:
         return None
     if certificate is None or key is None or ca is None:
@@ -434,7 +484,7 @@ def _serving(source: _Source) -> ServingTls | None:
 
 def _tenant(source: _Source, address: Address | None) -> str:
     """Whose sessions these are. Raises `ConfigError` where the credentials are another tenant's."""
-    named = source.take("MYNA_TENANT", "tenant", _maybe(_name), None)
+    named = source.take("MYNA_TENANT", "tenant", values.maybe(values.name), None)
     who = None if address is None else _identity(address)
     if who is None or who.tenant is None:
         return named or "default"
@@ -462,90 +512,3 @@ def _folder(named: str | None, environment: Mapping[str, str], xdg: str, default
     # The XDG specification says that a relative path there is to be ignored.
     root = Path(base) if base.startswith("/") else Path(environment.get("HOME") or Path.home()) / default
     return root / "myna"
-
-
-# --- What a setting may be: each takes the text and returns the value, or raises ValueError saying what is right ------
-
-
-def _maybe(parse: Callable[[str], T]) -> Callable[[str], T | None]:
-    return parse
-
-
-def _one_of(choices: type[E]) -> Callable[[str], E]:
-    def parse(text: str) -> E:
-        try:
-            return choices(text)
-        except ValueError:
-            raise ValueError(f"must be one of {', '.join(choices)}") from None
-
-    return parse
-
-
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise ValueError("must be a whole number of at least 1")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
-        raise ValueError("must be a port, from 1 to 65535")
-    return int(text)
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(filter(None, text.split(",")))
-    if not all(origin == "*" or re.fullmatch(r"https?://[^/\s]+", origin) for origin in origins):
-        raise ValueError("must be origins such as https://example.org, separated by commas")
-    return origins
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise ValueError("must be names, separated by commas")
-    return names
-
-
-def _replicas(text: str) -> int:
-    if text not in ("1", "3", "5"):
-        raise ValueError("must be 1, 3 or 5")
-    return int(text)
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match or int(match[1]) < 1:
-        raise ValueError("must be a number of bytes, such as 536870912, 512M or 4G")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2].upper()]
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text):
-        raise ValueError("must be cpu, cuda, or cuda:N")
-    return text
-
-
-def _name(text: str) -> str:
-    try:
-        return token(text, "it")
-    except InvalidName as error:
-        raise ValueError(str(error)) from None
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
-
-
-def _urls(text: str) -> str:
-    for url in text.split(","):
-        if not re.fullmatch(r"(nats|tls|ws|wss)://(\[[0-9a-fA-F:.]+\]|[^\s/@:\[\]]+)(:[0-9]{1,5})?/?", url):
-            raise ValueError("must be nats://host:port (several: separated by commas; a user goes into MYNA_USER)")
-    return text
-
-
-def _secret(text: str) -> str:
-    try:
-        return Path(text).expanduser().read_text(encoding="utf-8").rstrip("\n")
-    except OSError as error:
-        raise ValueError(f"must be a file that can be read ({error.strerror})") from None

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from myna.actors import config
+from myna.sdk.cli_config import configuration
 from myna.sdk.cli_look import graph, top, trace
 from myna.sdk.cli_operator import cordon, drain, uncordon
 from myna.sdk.cli_parts import Told, exported, located, plain_table, request, terminal
@@ -64,7 +65,7 @@ def main() -> None:
     """Myna serves LLM applications: graphs of calls joined by semantic variables, over NATS."""
 
 
-for command in (tenants, top, graph, trace, drain, cordon, uncordon):
+for command in (tenants, top, graph, trace, drain, cordon, uncordon, configuration):
     main.add_command(command)
 
 
@@ -121,6 +122,7 @@ def _tell_ready(console: Console, info: Info, home: Path, logs: Path) -> None:
     console.print(f"[bold green]ready[/] at {info.url} (process {info.pid})")
     if info.gateway:
         console.print(f"  http    {info.gateway}  (OpenAI's API: {info.gateway}/v1)", highlight=False)
+        console.print(f"  window  {info.gateway}/window/", highlight=False)
     console.print(f"  state   {home}", f"  logs    {logs}", "  look    myna status", "  end     Ctrl-C", sep="\n")
 
 
@@ -197,7 +199,7 @@ def _show_gateway(console: Console) -> None:
     settings = config.read()
     info = home.find(settings.home) if settings.address is None else None
     if info is not None and info.gateway:
-        console.print(f"gateway: {info.gateway}", highlight=False)
+        console.print(f"gateway: {info.gateway}  window: {info.gateway}/window/", highlight=False)
 
 
 def _show(console: Console, seen: Status) -> None:
@@ -230,13 +232,14 @@ def _show(console: Console, seen: Status) -> None:
 @main.command()
 @click.argument("tenant")
 @click.option("--name", default="", help="What the key is called in logs.")
-def key(tenant: str, name: str) -> None:
+@click.option("--operator", is_flag=True, help="It may look at what engines do, and at the sessions of all tenants.")
+def key(tenant: str, name: str, operator: bool) -> None:
     """Make an API key of the gateway for TENANT: the key itself, shown once, and its entry for the table MYNA_GATEWAY_KEYS."""
     from myna.actors import subjects
     from myna.actors.gateway import keys
 
     try:
-        made, entry = keys.make(subjects.token(tenant, "tenant"), name or tenant)
+        made, entry = keys.make(subjects.token(tenant, "tenant"), name or tenant, operator=operator)
     except subjects.InvalidName as error:
         raise Told(str(error)) from None
     click.echo(entry)

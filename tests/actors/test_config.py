@@ -127,7 +127,7 @@ def test_a_file_gives_what_the_environment_does_not(empty: dict[str, str], tmp_p
     [
         ("tenant = ", "can't be read"),
         ('tenants = "a"', "unknown key 'tenants'"),
-        ('[engine]\nmodle = "a"', "unknown key 'engine.modle'; known in [engine] are aliases, device"),
+        ('[engine]\nmodle = "a"', "'engine.modle' (did you mean model?); known in [engine] are aliases, device"),
         ("engine = 3", "must be a table, [engine]"),
         ("[engine]\nmax_sequences = true", "must be a string or a whole number"),
         ("[engine]\nmax_sequences = -1", "engine.max_sequences in"),
