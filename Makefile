@@ -2,7 +2,7 @@
 SHELL := bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-docker check format clean
+.PHONY: help demo dev test test-docker check format docs dist clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -35,6 +35,14 @@ format: ## Format the code
 	@.ci/venv dev
 	$(BIN)/ruff check --fix --exit-zero --quiet
 	$(BIN)/ruff format
+
+docs: ## Build the documentation into build/docs
+	@.ci/venv dev
+	$(BIN)/python -m sphinx -W --keep-going -b html sdk/docs build/docs
+
+dist: ## Build the wheel and the source distribution into dist: the same bytes for the same commit
+	@.ci/venv dev
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --outdir dist
 
 clean: ## Remove what was installed and built
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .src/myna.egg-info
