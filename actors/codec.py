@@ -30,10 +30,13 @@ class TooLarge(WireError):
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """Bytes of `message`. Raises `TooLarge` over the payload limit, `WireError` if a free-form field holds no plain data."""
+    """Bytes of `message`. Raises `TooLarge` over the payload limit, `WireError` if a free-form field holds no plain data.
+
+    Maps keep their order: a model writes the properties of a schema in the order in which it is told of them.
+    """
     name = type(message).__name__
     try:
-        data: bytes = msgpack.packb(msgspec.to_builtins(message, order="deterministic"), use_bin_type=True)
+        data: bytes = msgpack.packb(msgspec.to_builtins(message), use_bin_type=True)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise WireError(f"{name} can't be encoded: {error}") from error
     if len(data) > MAX_BODY:

@@ -192,9 +192,10 @@ class GpuModel:
                 self.spec.name, f"a step of {tokens} tokens doesn't fit beside the weights: {error}"
             ) from error
         peak = torch.cuda.max_memory_allocated(self._device) - before
+        partials = self._attention.partial_bytes(self._limits.step_tokens)
         self._attention.allocate(0, size)
         torch.cuda.empty_cache()
-        return int(peak * 1.05)
+        return int(peak * 1.05 * self._limits.step_tokens / tokens) + partials
 
 
 class _PaddedStep:

@@ -27,6 +27,9 @@ from myna.kernels.tree_launch import Partials, Shape, WorkBuffer, choose_shape, 
 _SLACK = 1.5
 """By how much a buffer is larger than the work that it was made for, so that growing sequences find room."""
 
+_LEVELS = 4
+"""Levels of sharing of all tokens of a largest step for which memory is set aside."""
+
 FRESH = 2048
 """Beginnings of prompts of which nothing is cached are computed by cuDNN in multiples of this: it plans each size once, for
 50 ms, and is faster than ours from here on (kernels/NOTES.md)."""
@@ -70,6 +73,7 @@ class TritonAttention:
         self._buffers: dict[_Kind, WorkBuffer] = {}
         self._shapes: dict[tuple[int, int], Shape] = {}
         self._partials: dict[int, Partials] = {}
+        self._loose_partials: dict[int, Partials] = {}
 
     def allocate(self, pages: int, page_size: int) -> None:
         """Make the pool of `pages` pages of `page_size` tokens, zeroed: the kernel needs finite numbers everywhere."""
@@ -77,6 +81,7 @@ class TritonAttention:
         self.pages = pages
         self._pools = []  # the old ones go first
         self._buffers = {}
+        self._loose_partials = {}
         self._shapes = {}
         self._pools = [
             torch.zeros(
@@ -122,10 +127,29 @@ class TritonAttention:
 
     def buffer(self, kind: _Kind, work: Work) -> WorkBuffer:
         """The buffer for steps of their own, with a work loaded; a larger one if it has outgrown the one there was."""
-        found = self._buffers.get(kind)
-        if found is None or not found.holds(work):
-            found = self._buffers[kind] = WorkBuffer(WorkBuffer.capacity([work], _SLACK), kind.shape, self._device)
+        if kind not in self._buffers or not self._buffers[kind].holds(work):
+            self._buffers.pop(kind, None)
+            limits = WorkBuffer.capacity([work], _SLACK)
+            self._buffers[kind] = WorkBuffer(limits, kind.shape, self._device, self._room_for(kind.shape, work))
+        found = self._buffers[kind]
         found.load(work, alone=True)
+        return found
+
+    def partial_bytes(self, tokens: int) -> int:
+        """What the partial results of so many tokens may take, for the layers that have run so far."""
+        sizes = [shape.kv_heads * shape.group * (shape.head_dim + 1) for shape in self._shapes.values()]
+        return _LEVELS * tokens * max(sizes, default=0) * 4
+
+    def _room_for(self, shape: Shape, work: Work) -> Partials:
+        """Memory for a work's partial results, which all steps of their own share."""
+        size, entries = shape.head_dim, max(work.partials, 1) * shape.group
+        for partials in (self._partials.get(size), self._loose_partials.get(size)):
+            if partials is not None and partials.entries >= entries:
+                return partials
+        del partials  # what there was goes first, and whatever holds it
+        self._loose_partials.pop(size, None)
+        self._buffers = {kind: each for kind, each in self._buffers.items() if kind.shape.head_dim != size}
+        found = self._loose_partials[size] = Partials(entries, size, self._device)
         return found
 
     def fixed_buffer(self, kind: _Kind, tokens: int) -> WorkBuffer:
@@ -133,7 +157,7 @@ class TritonAttention:
         limits = _limits(self.tiling(kind), tokens, self.pages)
         size, entries = kind.shape.head_dim, limits["parts"] * kind.shape.group
         partials = self._partials.get(size)
-        if partials is None or partials.log_sum.numel() < entries:
+        if partials is None or partials.entries < entries:
             partials = self._partials[size] = Partials(entries, size, self._device)
         return WorkBuffer(limits, kind.shape, self._device, partials)
 

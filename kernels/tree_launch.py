@@ -104,6 +104,7 @@ class Partials:
     """Memory for partial results, [entries, D] and [entries], float32. Layers and steps that follow one another share it."""
 
     def __init__(self, entries: int, head_dim: int, device: torch.device) -> None:
+        self.entries = entries
         self.values = torch.empty((entries, head_dim), dtype=torch.float32, device=device)
         self.log_sum = torch.empty(entries, dtype=torch.float32, device=device)
 
@@ -111,7 +112,8 @@ class Partials:
 class WorkBuffer:
     """Device memory for a step's work arrays, at fixed addresses, and for its partial results.
 
-    `limits`: the largest length of each section (`capacity` makes one from a Work). `load` copies a Work there.
+    `limits`: the largest length of each section (`capacity` makes one from a Work). `load` copies a Work there. Memory for
+    partial results is its own, as much as the limits may need, or `partials`.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class WorkBuffer:
         self.sections = {name: self._device[begins[name] : begins[name] + limits[name]] for name in _SECTIONS}
         entries = max(limits["parts"], 1) * shape.group
         partials = partials or Partials(entries, shape.head_dim, device)
-        assert partials.log_sum.numel() >= entries
+        self._most_parts = partials.entries // shape.group
         self.partial = partials.values
         self.log_sum = partials.log_sum
         self.rows_merged = min(limits["merged"], limits["merge_begin"] - 1)
@@ -146,8 +148,10 @@ class WorkBuffer:
         return {name: size if name == "slot_begin" else max(int(size * slack), _ALIGN) for name, size in limits.items()}
 
     def holds(self, work: WorkLike) -> bool:
-        """Whether each section of a work fits."""
-        return all(getattr(work, name).size <= self._limits[name] for name in _SECTIONS)
+        """Whether each section of a work fits, and its partial results."""
+        return work.parts.size <= self._most_parts and all(
+            getattr(work, name).size <= self._limits[name] for name in _SECTIONS
+        )
 
     def load(self, work: WorkLike, *, alone: bool = False) -> None:
         """Copy a work to the device, in stream order. The last but one must have been copied.
@@ -159,8 +163,9 @@ class WorkBuffer:
         host = pinned.numpy()
         for name in _SECTIONS:
             array = getattr(work, name).reshape(-1)
-            if array.size > self._limits[name]:
-                raise ValueError(f"work has {array.size} {name}, the buffer holds {self._limits[name]}")
+            most = min(self._limits[name], self._most_parts) if name == "parts" else self._limits[name]
+            if array.size > most:
+                raise ValueError(f"work has {array.size} {name}, the buffer holds {most}")
             begin = self._begins[name]
             host[begin : begin + array.size] = array
             if name == "merge_begin":

@@ -18,6 +18,7 @@ import click
 
 from myna.actors import config
 from myna.sdk.cli_config import configuration
+from myna.sdk.cli_endpoints import endpoints
 from myna.sdk.cli_look import graph, top, trace
 from myna.sdk.cli_operator import cordon, drain, uncordon
 from myna.sdk.cli_parts import Told, exported, located, plain_table, request, terminal
@@ -65,7 +66,7 @@ def main() -> None:
     """Myna serves LLM applications: graphs of calls joined by semantic variables, over NATS."""
 
 
-for command in (tenants, top, graph, trace, drain, cordon, uncordon, configuration):
+for command in (tenants, endpoints, top, graph, trace, drain, cordon, uncordon, configuration):
     main.add_command(command)
 
 

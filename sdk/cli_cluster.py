@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--certificate", help="With a certificate, its key")
 @click.option("--key", help="and --ca, on the servers' machines, connections are encrypted.")
 @click.option("--ca", help="With it, clients need certificates, too.")
+@click.option("--routes-ca", help="By which servers know each other's certificates, if that is not --ca.")
 @click.option(
     "--monitor", type=click.IntRange(1, 65535), help="Port on which a server tells its own machine its health."
 )
@@ -40,6 +41,7 @@ def init(
     certificate: str | None,
     key: str | None,
     ca: str | None,
+    routes_ca: str | None,
     monitor: int | None,
     keys: Path | None,
     renew: bool,
@@ -64,7 +66,13 @@ def init(
     else:
         keyring.complete(tenant)
     cluster = [_node(text, data) for text in nodes]
-    made = configs(keyring.authority, cluster, tls=_tls(certificate, key, ca), monitor_port=monitor)
+    made = configs(
+        keyring.authority,
+        cluster,
+        tls=_tls(certificate, key, ca),
+        routes_ca=Path(routes_ca) if routes_ca else None,
+        monitor_port=monitor,
+    )
     for node, server in zip(cluster, made, strict=True):
         write_private(out / node.name / "nats.conf", server.text(node.port))
         lay_out(keyring.authority, out / node.name / "accounts")

@@ -31,6 +31,10 @@ def check(file: Path | None) -> None:
     found = config.problems(_environment(file))
     if found:
         raise Told("\n  ".join((f"{len(found)} {'problem' if len(found) == 1 else 'problems'}:", *found)))
+    if (endpoints := config.read(_environment(file)).endpoints) is not None:
+        from myna.actors.endpoints.settings import read
+
+        read(endpoints)
     click.echo("the settings are right")
 
 

@@ -182,7 +182,10 @@ def list_(as_json: bool) -> None:
 
 
 def _used(used: Usage) -> str:
-    return f"{used.prompt_tokens} prompt tokens ({used.cached_tokens} cached) and {used.output_tokens} output tokens"
+    cost = f" for {used.cost / 1e6:.6g} in money" if used.cost else ""
+    return (
+        f"{used.prompt_tokens} prompt tokens ({used.cached_tokens} cached) and {used.output_tokens} output tokens{cost}"
+    )
 
 
 async def _records(name: str, session: str | None, seconds: float) -> list[SessionUsage]:

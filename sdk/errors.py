@@ -46,7 +46,7 @@ class TimedOut(MynaError, TimeoutError):
 
 
 class StreamBroken(MynaError):
-    """A token stream can't be continued without a gap. The value can still be awaited."""
+    """A token stream can't be continued without a gap, or the value proved to be another text. It can still be awaited."""
 
 
 class RecordingError(MynaError):

@@ -17,7 +17,7 @@ from myna.actors.messages import Phase, SessionStatus, Status, WorkerStatus
 from myna.actors.watch.history import EngineView
 
 RATE = 5.0
-"""Seconds over which rates are taken."""
+"""Seconds over which rates, in tokens a second, are taken."""
 CURVE = 30.0
 """Seconds of a batch's curve."""
 MOST_SESSIONS = 20
@@ -63,18 +63,17 @@ def curve(engine: EngineView) -> str:
 
 def _engines(status: Status, engines: Sequence[EngineView], *, wide: bool) -> RenderableType:
     shown = {engine.worker: engine for engine in engines}
-    figures = ("batch", f"last {CURVE:.0f} s", "decode/s", "prefill/s", "KV", "saved")
+    figures = ("batch", f"last {CURVE:.0f} s", "decode", "prefill", "KV", *(("saved",) if wide else ()))
     table = _table("worker", *(("serves",) if wide else ()), "calls", *figures, right=figures)
     for worker in status.workers:
         serves = (Text(", ".join(worker.serves)[:40]),) if wide else ()
-        table.add_row(
-            _name(worker), *serves, f"{worker.running}/{worker.capacity}", *_figures(shown.get(worker.worker))
-        )
+        told = _figures(shown.get(worker.worker))[: len(figures)]
+        table.add_row(_name(worker), *serves, f"{worker.running}/{worker.capacity}", *told)
     return table if status.workers else Text("no workers", style="dim")
 
 
 def _name(worker: WorkerStatus) -> Text:
-    return Text.assemble(worker.worker[:24], (" draining" if worker.draining else "", "yellow"))
+    return Text.assemble(worker.worker[:16], (" draining" if worker.draining else "", "yellow"))
 
 
 def _figures(engine: EngineView | None) -> tuple[str, ...]:

@@ -104,7 +104,9 @@ class Variable(Placeholder):
 
     def stream(self, *, objective: Objective | str | None = None) -> AsyncGenerator[str, None]:
         """The text in pieces as it is generated. A late reader gets first what went before; nothing comes twice and nothing is
-        left out. Where no stream was kept, the text comes in one piece. Raises like `get`, and `StreamBroken`."""
+        left out. Where no stream was kept, the text comes in one piece. It ends when the value is there, and is what was read;
+        where servers have lost what was stored, and the value is another text, it raises `StreamBroken`. Else raises like `get`.
+        """
         return self._session.stream(self, objective)
 
     def result(self) -> Value:
@@ -125,7 +127,9 @@ class Variable(Placeholder):
         try:
             return self.parse(text)
         except (ValueError, TypeError) as error:  # pydantic's and msgspec's are ValueErrors
-            raise InvalidValue(f"variable {self.name!r} has the value {text[:200]!r}, which its type refuses: {error}") from error
+            raise InvalidValue(
+                f"variable {self.name!r} has the value {text[:200]!r}, which its type refuses: {error}"
+            ) from error
 
     # --- writing ---
 

@@ -62,10 +62,11 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def make(tenant: str, name: str) -> tuple[str, str]:
+def make(tenant: str, name: str, *, operator: bool = False) -> tuple[str, str]:
     """A new key, and its entry for the table."""
     key = f"myna-{secrets.token_urlsafe(32)}"
-    return key, f'[[key]]\nname = {json.dumps(name)}\nsha256 = "{digest(key)}"\ntenant = "{tenant}"\n'
+    entry = f'[[key]]\nname = {json.dumps(name)}\nsha256 = "{digest(key)}"\ntenant = "{tenant}"\n'
+    return key, entry + ("operator = true\n" if operator else "")
 
 
 def read(path: Path, rate: float | None = None) -> dict[str, Caller]:

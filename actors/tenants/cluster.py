@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,10 +34,17 @@ class Node:
 
 
 def configs(
-    authority: Authority, nodes: Sequence[Node], *, tls: ServerTls | None = None, monitor_port: int | None = None
+    authority: Authority,
+    nodes: Sequence[Node],
+    *,
+    tls: ServerTls | None = None,
+    routes_ca: Path | None = None,
+    monitor_port: int | None = None,
 ) -> list[ServerConfig]:
-    """The configuration of each server. `tls`: files on the servers' machines, for clients and routes. `monitor_port`: where a
+    """The configuration of each server. `tls`: files on the servers' machines, for clients and routes. `routes_ca`: by which
+    servers know each other's certificates, where that is not `tls.ca`, nor what their systems know. `monitor_port`: where a
     server tells its own machine, and no other, how it is (HTTP, `/healthz`)."""
+    between = tls if tls is None or routes_ca is None else replace(tls, ca=routes_ca)
     return [
         ServerConfig(
             node.store,
@@ -46,7 +53,7 @@ def configs(
             name=node.name,
             trust=partial(server_lines, authority, node.store / "accounts"),
             tls=tls,
-            extra="\n".join((_leaving(monitor_port), _routes(node, nodes, authority.routes_password, tls))),
+            extra="\n".join((_leaving(monitor_port), _routes(node, nodes, authority.routes_password, between))),
         )
         for node in nodes
     ]

@@ -22,6 +22,10 @@ SILENT = 10.0
 MOST_SPANS = 2000
 """Ended calls of one engine that are kept."""
 MOST_STEPS = 2000
+MOST_TOLD = 3000
+"""Calls, spans, steps or prefixes that are told at once of all engines: the newest of each."""
+_LEAST_TOLD = 12
+"""Of one engine, however many there are."""
 
 CallKey = tuple[str, str, str]
 """A call: its tenant, session and id."""
@@ -84,10 +88,11 @@ class History:
 
     def engines(self, *, tenant: str | None = None, since: float = 0.0) -> tuple[EngineView, ...]:
         """Every engine, with what was noted after `since`; for a tenant, or for the operator."""
-        return tuple(_view(engine, tenant, since) for _, engine in sorted(self._engines.items()))
+        most = max(MOST_TOLD // max(len(self._engines), 1), _LEAST_TOLD)
+        return tuple(_view(engine, tenant, since, most) for _, engine in sorted(self._engines.items()))
 
 
-def _view(engine: _Engine, tenant: str | None, since: float) -> EngineView:
+def _view(engine: _Engine, tenant: str | None, since: float, most: int) -> EngineView:
     last = engine.last
     spans = _after(engine.spans, since, _span_time)
     if tenant is None:
@@ -96,8 +101,9 @@ def _view(engine: _Engine, tenant: str | None, since: float) -> EngineView:
         calls = tuple(c for c in last.calls if c.tenant == tenant)
         prefixes = tuple(p for p in last.prefixes if p.cache.partition("/")[0] == tenant)
         spans, steps, load = tuple(s for s in spans if s.tenant == tenant), (), {}
-    left_out = last.left_out if tenant is None else 0
-    return EngineView(last.worker, last.serves, last.capacity, last.at, load, calls, steps, spans, prefixes, left_out)
+    left_out = (last.left_out if tenant is None else 0) + max(len(calls) - most, 0)
+    told = (calls[:most], steps[-most:], spans[-most:], prefixes[:most])
+    return EngineView(last.worker, last.serves, last.capacity, last.at, load, *told, left_out)
 
 
 def _step_time(step: StepSight) -> float:

@@ -8,44 +8,36 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, assert_never
 
 import structlog
-from msgspec import structs
 
-from myna.actors import codec, outcomes, subjects
-from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery
-from myna.actors.codec import TooLarge, WireError
+from myna.actors import codec, subjects
+from myna.actors.bus import Bus, BusError, Delivery
+from myna.actors.codec import WireError
 from myna.actors.messages import (
     PROTOCOL,
     Announce,
     Beat,
-    Cancellation,
-    Chunk,
     Cordon,
     Drain,
     ErrorCode,
     Failure,
     Hello,
     Leave,
-    Outcome,
     Release,
     Retain,
     Run,
-    SessionId,
     Sight,
     Stop,
     Tenant,
-    Value,
     VarId,
     WorkerId,
 )
-from myna.actors.program import inputs_of
 from myna.actors.subjects import FromWorker, ToWorker
 from myna.actors.worker import showing
-from myna.actors.worker.backend import Backend, BackendDied, Offer, Offered, Report, RunKey
+from myna.actors.worker.backend import Backend, BackendDied, Offer, Offered, Report
 from myna.actors.worker.core import WorkerCore
 from myna.actors.worker.events import (
     Abandon,
@@ -73,6 +65,7 @@ from myna.actors.worker.events import (
     WorkerEvent,
 )
 from myna.actors.worker.showing import Showing
+from myna.actors.worker.storage import Storage
 
 log = structlog.get_logger(__name__)
 
@@ -80,44 +73,10 @@ BEAT = 1.0
 """Seconds between two heartbeats."""
 SHOW = 1.0
 """Seconds between two looks at what the worker does."""
-PATIENCE = 15.0
-"""Seconds that an input's value may take to appear on a replica, and a write to be acknowledged."""
-CACHE_BYTES = 64 * 1024 * 1024
-"""Values lately read or written here, kept so that a consumer beside its producer reads nothing over the network."""
-
-
-_ENTRY = 2048
-"""Bytes that a cached value takes beside its body: the decoded message, its subject and the books."""
 
 
 class WorkerFailed(Exception):
     """The worker can't go on; its calls are given to others."""
-
-
-class _ValueCache:
-    """Values by subject, least recently used out first. A value never changes, so this is never wrong."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._bytes = 0
-        self._values: OrderedDict[str, tuple[Value, int]] = OrderedDict()
-
-    def get(self, subject: str) -> Value | None:
-        found = self._values.get(subject)
-        if found is None:
-            return None
-        self._values.move_to_end(subject)
-        return found[0]
-
-    def put(self, subject: str, value: Value, size: int) -> None:
-        size += _ENTRY
-        if subject in self._values or size > self._limit // 4:
-            return
-        self._values[subject] = (value, size)
-        self._bytes += size
-        while self._bytes > self._limit:
-            _, (_, old) = self._values.popitem(last=False)
-            self._bytes -= old
 
 
 class Worker:
@@ -128,7 +87,7 @@ class Worker:
         self._worker = worker
         self._backend = backend
         self._incarnation = uuid.uuid4().hex
-        self._values = _ValueCache(CACHE_BYTES)
+        self._storage = Storage(bus, worker, self._incarnation)
         self._showing = Showing()
         self._core: WorkerCore
         self._offer: Offer
@@ -273,9 +232,9 @@ class Worker:
     def _execute(self, command: WorkerCommand) -> None:
         match command:
             case ReadInputs():
-                self._spawn(self._read(command))
+                self._spawn(self._await(self._storage.read(command)))
             case Fetch(retain=retain):
-                self._spawn(self._fetch(retain))
+                self._spawn(self._await(self._storage.fetch(retain)))
             case Hoard(hold=hold):
                 self._backend.retain(hold)
             case Forgo(hold=name):
@@ -285,9 +244,9 @@ class Worker:
             case Abandon(key=key):
                 self._backend.cancel(key)
             case PutChunk():
-                self._spawn(self._put_chunk(command))
+                self._spawn(self._await(self._storage.put_chunk(command)))
             case PutValue():
-                self._spawn(self._put_value(command))
+                self._spawn(self._await(self._storage.put_value(command)))
             case Tell(event=event):
                 self._spawn(self._send(self._to_scheduler(FromWorker.EVENT), codec.encode(event)))
             case Present():
@@ -299,6 +258,9 @@ class Worker:
                 self._departed.set()
             case _:
                 assert_never(command)
+
+    async def _await(self, work: Awaitable[WorkerEvent]) -> None:
+        self._feed(await work)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -377,144 +339,3 @@ class Worker:
     async def _leave(self, reason: str = "") -> None:
         leave = Leave(worker=self._worker, incarnation=self._incarnation, reason=reason[:1000])
         await self._send(self._to_scheduler(FromWorker.LEAVE), codec.encode(leave))
-
-    # --- reading ---
-
-    async def _read(self, command: ReadInputs) -> None:
-        key = command.key
-        inputs: dict[VarId, Value] = {}
-        chunks: dict[VarId, tuple[Chunk, ...]] = {}
-        already: dict[VarId, Outcome] = {}
-        taken: list[Value] = []
-        failure: Failure | None = None
-        try:
-            async with asyncio.timeout(PATIENCE):
-                if command.source is not None:
-                    origin = (key[0], SessionId(command.source.session))
-                    taken = [await self._value(*origin, VarId(v)) for v in command.source.variables]
-                for variable in command.inputs:
-                    inputs[variable] = await self._value(*key[:2], variable)
-                for variable in command.outputs:
-                    chunks[variable] = await self._chunks(key, variable)
-                    outcome = await self._outcome(subjects.write(*key[:2], variable), fresh=True)
-                    if outcome is not None:
-                        already[variable] = outcome
-        except (BusError, WireError, TimeoutError) as error:
-            message = f"worker {self._worker!r} could not read the inputs of call {key[2]!r}: {error or 'time-out'}"
-            failure = Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True)
-        self._feed(Read(key, inputs, chunks, already, failure, self._now(), tuple(taken)))
-
-    async def _fetch(self, retain: Retain) -> None:
-        """The inputs of a prompt that is to be kept: a hint, so that nothing is tried twice."""
-        inputs: dict[VarId, Value] = {}
-        try:
-            async with asyncio.timeout(PATIENCE):
-                for variable in dict.fromkeys(inputs_of(retain.call)):
-                    inputs[variable] = await self._value(Tenant(retain.tenant), SessionId(retain.session), variable)
-        except (BusError, WireError, TimeoutError) as error:
-            log.debug("a prompt can't be kept", call=retain.call.id, reason=str(error) or "time-out")
-            self._feed(Fetched(retain, None))
-        else:
-            self._feed(Fetched(retain, inputs))
-
-    async def _value(self, tenant: Tenant, session: SessionId, variable: VarId) -> Value:
-        """A variable's value. It is stored, or the call would not run; but a replica may be behind for a moment."""
-        subject = subjects.write(tenant, session, variable)
-        cached = self._values.get(subject)
-        pause = 0.005
-        while cached is None:
-            outcome = await self._outcome(subject)
-            match outcome:
-                case Value():
-                    return outcome
-                case None:
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, 0.5)
-                case _:
-                    raise WireError(f"input {variable!r} has no value, but ended in {outcome!r}")
-        return cached
-
-    async def _outcome(self, subject: str, *, fresh: bool = False) -> Outcome | None:
-        stored = await self._bus.get(subjects.VALUES, subject, fresh=fresh)
-        if stored is None:
-            return None
-        outcome: Outcome = codec.decode(stored.data, Value | Failure | Cancellation)
-        if isinstance(outcome, Value):
-            self._values.put(subject, outcome, stored.size)
-        return outcome
-
-    async def _chunks(self, key: RunKey, variable: VarId) -> tuple[Chunk, ...]:
-        found: list[Chunk] = []
-        while True:
-            subject = subjects.write_chunk(*key[:2], variable, len(found))
-            stored = await self._bus.get(subjects.CHUNKS, subject, fresh=True)
-            if stored is None:
-                return tuple(found)
-            found.append(codec.decode(stored.data, Chunk))
-
-    # --- writing ---
-
-    def _id(self, subject: str, key: RunKey) -> str:
-        """By which the stream knows a repeated publish. Ids are a whole stream's, so that one who could guess it could make the
-        stream take ours for a repetition; nobody but schedulers knows our incarnation."""
-        return f"{subject}:{key[3]}:{self._incarnation}"
-
-    async def _put_chunk(self, command: PutChunk) -> None:
-        key, variable, n = command.key, command.variable, command.n
-        subject = subjects.write_chunk(*key[:2], variable, n)
-        event: WorkerEvent
-        try:
-            data = codec.encode(command.chunk)
-            await self._bus.append(subject, data, message_id=self._id(subject, key), timeout=PATIENCE)
-            event = Stored(key, variable, n, self._now())
-        except AlreadyAssigned:
-            event = await self._compare(key, variable, n, subject, data)
-        except (BusError, WireError) as error:
-            event = NotStored(key, variable, _unstored(variable, error), self._now())
-        self._feed(event)
-
-    async def _put_value(self, command: PutValue) -> None:
-        key, variable = command.key, command.variable
-        subject = subjects.write(*key[:2], variable)
-        event: WorkerEvent
-        try:
-            value = _by_wall_clock(command.value, time.time() - self._now())
-            self._showing.ended(key, self._core.function_of(key), value)
-            data, headers = outcomes.pack(value)
-            headers |= outcomes.streamed_headers(command.streamed)
-            await self._bus.append(subject, data, message_id=self._id(subject, key), headers=headers, timeout=PATIENCE)
-            self._values.put(subject, value, len(data))
-            event = Stored(key, variable, None, self._now())
-        except AlreadyAssigned:
-            event = await self._compare(key, variable, None, subject, data)
-        except (BusError, WireError) as error:
-            event = NotStored(key, variable, _unstored(variable, error), self._now())
-        self._feed(event)
-
-    async def _compare(self, key: RunKey, variable: VarId, n: int | None, subject: str, data: bytes) -> WorkerEvent:
-        """The subject is taken: by ourselves, in an earlier try whose acknowledgement was lost, or by another attempt."""
-        stream = subjects.VALUES if n is None else subjects.CHUNKS
-        ours = False
-        try:
-            stored = await self._bus.get(stream, subject, fresh=True)
-            ours = stored is not None and stored.data == data
-        except BusError as error:
-            log.warning("could not read back", subject=subject, reason=str(error))
-        return (Stored if ours else Refused)(key, variable, n, self._now())
-
-
-def _by_wall_clock(value: Value, offset: float) -> Value:
-    """The value with its timing moved from the core's clock to seconds since the epoch."""
-    timing = value.timing
-    if timing is None:
-        return value
-    moved = {f: getattr(timing, f) + offset for f in ("received", "began", "first", "ended")}
-    return structs.replace(value, timing=structs.replace(timing, **moved))
-
-
-def _unstored(variable: VarId, error: Exception) -> Failure:
-    if isinstance(error, TooLarge):
-        return Failure(code=ErrorCode.VALUE_TOO_LARGE, message=f"output {variable!r}: {error}")
-    if isinstance(error, WireError):
-        return Failure(code=ErrorCode.ENGINE_ERROR, message=f"output {variable!r} is no plain data: {error}")
-    return Failure(code=ErrorCode.WORKER_LOST, message=f"output {variable!r} was not stored: {error}", retryable=True)

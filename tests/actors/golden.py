@@ -29,7 +29,7 @@ _SAMPLING = m.Sampling(
     presence_penalty=0.1,
     frequency_penalty=0.2,
     repetition_penalty=1.1,
-    logit_bias={50256: -100.0, 1: 0.5},
+    logit_bias={1: 0.5, 50256: -100.0},
     stop=("\n\n", "END"),
     stop_token_ids=(2,),
     max_tokens=64,
@@ -38,7 +38,7 @@ _SAMPLING = m.Sampling(
     logprobs=3,
 )
 _TRANSFORM = m.Transform(kind=m.TransformKind.REGEX, argument=r"<b>(.*)</b>")
-_FORMAT = m.ResponseFormat(kind=m.FormatKind.JSON_SCHEMA, definition={"type": "object", "required": ["a"]})
+_FORMAT = m.ResponseFormat(kind=m.FormatKind.JSON_SCHEMA, definition={"required": ["a"], "type": "object"})
 _INPUT = m.Input(variables=("a", "b"), joiner="; ", name="parts")
 _OUTPUT = m.Output(
     variables=("c",),
@@ -53,7 +53,7 @@ _MESSAGE = m.Message(
     role="user",
     name="ann",
     tool_call_id="t1",
-    tool_calls=[{"name": "search", "arguments": {"q": "x"}}],
+    tool_calls=[{"arguments": {"q": "x"}, "name": "search"}],
 )
 _TOOL = m.Tool(name="search", description="Searches.", parameters={"type": "object"})
 _MODEL_CALL = m.ModelCall(
@@ -174,10 +174,12 @@ EXAMPLES: dict[str, Frozen] = {
     "Text": m.Text(text="Grüße, 世界 🙂"),
     "Input": _INPUT,
     "Output": _OUTPUT,
+    "Output.partial": m.Output(variables=("v1",), format=_FORMAT, partial=True),
     "Message": _MESSAGE,
     "Tool": _TOOL,
     "ModelCall": _MODEL_CALL,
     "ModelCall.memoise": m.ModelCall(id="call-3", messages=(_MESSAGE,), memoise=True),
+    "ModelCall.parallel": m.ModelCall(id="call-4", messages=(_MESSAGE,), parallel_tool_calls=False),
     "Argument": _ARGUMENT,
     "NativeCall": _NATIVE_CALL,
     "Open": m.Open(protocol=1, lazy=True, ttl=60.0, priority=2, name="demo"),

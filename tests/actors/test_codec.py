@@ -102,6 +102,13 @@ def test_free_form_data_comes_back_as_it_was(value: Any) -> None:
     assert codec.decode(codec.encode(message), m.Outcome) == message
 
 
+def test_maps_keep_their_order() -> None:
+    schema = {"properties": {"reason": {"type": "string"}, "answer": {"type": "integer"}}, "type": "object"}
+    sent = m.ResponseFormat(kind=m.FormatKind.JSON_SCHEMA, definition=schema)
+    got = codec.decode(codec.encode(sent), m.ResponseFormat)
+    assert list(got.definition["properties"]) == ["reason", "answer"], "a model writes them in this order"
+
+
 @settings(deadline=None)
 @given(st.text(), st.lists(st.integers(0, 2**31)))
 def test_text_and_tokens_come_back_as_they_were(text: str, tokens: list[int]) -> None:

@@ -77,9 +77,7 @@ def measure() -> list[Point]:
         points.append(Point(name, seconds, batch, shared + batch * (own + drawn), seen=False))
     for tokens in (*PROMPTS, *HELD_OUT_PROMPTS):
         steps = -(-tokens // CHUNK)
-        points.append(
-            Point(f"prompt of {tokens}", prompt(tokens), 0, 0, tokens, steps, seen=tokens in PROMPTS)
-        )
+        points.append(Point(f"prompt of {tokens}", prompt(tokens), 0, 0, tokens, steps, seen=tokens in PROMPTS))
     return points
 
 
@@ -106,7 +104,9 @@ def main() -> None:
     if arguments.record is not None:
         record = json.loads(arguments.record.read_text())
         points = points_of(record["rows"])
-        model = fit(points, f"{record['device']}, Myna {record['commit'][:7]}", chunk=4160, tokens=400_000, sequences=256)
+        model = fit(
+            points, f"{record['device']}, Myna {record['commit'][:7]}", chunk=4160, tokens=400_000, sequences=256
+        )
     else:
         points = measure()
         model = fit(points, "SmolLM2-135M in bfloat16 on 2 cores, Myna", chunk=CHUNK, tokens=24_000, sequences=64)

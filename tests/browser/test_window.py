@@ -265,8 +265,8 @@ async def test_a_key_is_asked_for_stays_in_the_tab_and_shows_its_tenants_own(
 ) -> None:
     table = tmp_path / "keys.toml"
     acme, mine = keys.make("acme", "laptop")
-    boss, all_ = keys.make("ops", "boss")
-    table.write_text(f"{mine}\n{all_}operator = true\n")
+    boss, all_ = keys.make("ops", "boss", operator=True)
+    table.write_text(f"{mine}\n{all_}")
     gateway = await house.open(GatewaySettings(keys=table))
     async with connect(bus=await house.network.bus(), tenant="acme") as client, client.session("secret plan"):
         await page.open(gateway.url)

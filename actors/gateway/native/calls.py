@@ -85,7 +85,7 @@ class _Builder:
             objective=goal(spec.objective, spec.seconds),
             priority=spec.priority,
             retries=spec.retries,
-            stream=output.stream,
+            stream=wanted.stream or wire.StreamMode.BUFFERED,  # a half that readers saw could not be gone on with
             transforms=output.transforms,
         )
         return Prepared(call, tuple(self._results))

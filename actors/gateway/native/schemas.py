@@ -58,7 +58,8 @@ class FormatSpec(Struct, forbid_unknown_fields=True):
 
 class Wanted(Struct, forbid_unknown_fields=True):
     """An output. `variable` is a declared one that it is bound to (several with `n` above 1); `sampling` holds the settings that
-    `myna.Output` takes: temperature, max_tokens, stop, seed, …"""
+    `myna.Output` takes: temperature, max_tokens, stop, seed, …; `stream` is `live` (a prompt's, if nothing is said) or `buffered`
+    (a function's)."""
 
     variable: Id | list[Id] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] = 1

@@ -18,15 +18,21 @@ from myna.actors.messages import (
     Text,
     Tool,
 )
-from tests.actors.engine_host.test_backend import engine, failure, settings, value
-from tests.actors.stage import application, stage
+from tests.actors.engine_host.test_backend import application, engine, failure, settings, value
+from tests.actors.stage import stage
 from tests.network import MemoryNetwork
 
 __all__ = ["settings"]
 
 DIGITS = ResponseFormat(kind=FormatKind.REGEX, definition="[0-9]{6}")
 TOOL = Tool(
-    name="roll", parameters={"type": "object", "properties": {"sides": {"enum": [6, 20]}}, "required": ["sides"]}
+    name="roll",
+    parameters={
+        "type": "object",
+        "properties": {"sides": {"enum": [6, 20]}},
+        "required": ["sides"],
+        "additionalProperties": False,
+    },
 )
 
 
@@ -44,7 +50,7 @@ def chat(name: str, place: Output, choice: str) -> ModelCall:
         Message(role="user", segments=(Text(text="roll"),)),
         Message(role="assistant", segments=(place,)),
     )
-    return ModelCall(id=f"call-{name}", messages=turns, tools=(TOOL,), tool_choice=choice)
+    return ModelCall(id=f"call-{name}", messages=turns, tools=(TOOL,), tool_choice=choice, parallel_tool_calls=False)
 
 
 async def test_an_output_has_its_format_or_a_failure_that_says_why(settings: object) -> None:
@@ -62,7 +68,7 @@ async def test_an_output_has_its_format_or_a_failure_that_says_why(settings: obj
             plain("cut", output("cut", tokens=2), Text(text=" and "), output("after")),
             plain("partial", output("partial", tokens=2, partial=True)),
             plain("cut-siblings", output("c0", "c1", tokens=2)),
-            chat("tool", output("tool", form=None), "required"),
+            chat("tool", output("tool", form=None, tokens=300), "required"),
             chat("no-tool", output("no-tool", form=None), "missing"),
         )
         for name in ("good", "first", "s0", "s1", "s2"):

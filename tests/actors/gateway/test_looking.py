@@ -71,8 +71,8 @@ async def test_a_running_call_is_seen_at_its_engine_and_in_its_graph_and_later_i
 async def test_a_tenant_sees_its_own_and_only_an_operator_all(house: House, tmp_path: Path) -> None:
     table = tmp_path / "keys.toml"
     made = {name: keys.make(name, name) for name in ("acme", "rival")}
-    boss, entry = keys.make("ops", "boss")
-    table.write_text("\n".join([*(entry for _, entry in made.values()), entry, "operator = true"]))
+    boss, entry = keys.make("ops", "boss", operator=True)
+    table.write_text("\n".join([*(entry for _, entry in made.values()), entry]))
     gateway = await house.open(GatewaySettings(keys=table))
     async with httpx.AsyncClient(base_url=gateway.url, timeout=20) as http:
 

@@ -8,12 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from myna.actors import subjects
 from myna.actors.gateway.server import Gateway
+from myna.actors.messages import SessionId
 from myna.sdk.agent import Agent
 from myna.sdk.client import connect
 from myna.sdk.serving import hosting
 from tests.actors.gateway.conftest import House
-from tests.actors.stage import GatedBackend
+from tests.actors.stage import TENANT, GatedBackend
 
 pytestmark = pytest.mark.nats
 
@@ -105,6 +107,24 @@ async def test_a_function_that_an_agent_serves_is_a_call_like_any_other(house: H
         got = await myna.ask("GET", f"/variables/{loud['outputs']['loud'][0]}")
     assert (got["state"], got["text"]) == ("value", "OUT0 OUT1!")
     assert made["outputs"]["out"] == ["draft"]
+
+
+async def test_a_functions_result_is_streamed_only_if_that_is_asked_for_since_none_could_go_on_with_half_of_it(
+    house: House, myna: Myna
+) -> None:
+    def upper(text: str) -> str:
+        return text.upper()
+
+    bus = await house.network.bus()
+    async with hosting(bus, Agent(upper, "upper", 1)):
+        for wanted, is_streamed in (({}, False), ({"stream": "buffered"}, False), ({"stream": "live"}, True)):
+            (made,) = await myna.submit(
+                {"native": "upper", "inputs": {"text": {"text": "x"}}, "outputs": {"loud": wanted}}
+            )
+            (variable,) = made["outputs"]["loud"]
+            assert (await myna.ask("GET", f"/variables/{variable}"))["text"] == "X"
+            subject = subjects.write_chunk(TENANT, SessionId(myna.session), variable, 0)
+            assert (await bus.get(subjects.CHUNKS, subject) is not None) == is_streamed
 
 
 async def test_chat_messages_and_several_results_are_calls_too(myna: Myna) -> None:

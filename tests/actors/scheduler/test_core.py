@@ -383,7 +383,7 @@ def test_a_rebuilt_scheduler_adopts_what_live_workers_run_and_runs_nothing_twice
     world = opened(call("a"), call("b"), call("c", "a"), workers=2)
     deliver(world)
     world.lead()
-    for _ in range(int(SETTLE / 0.5) + 2):
+    for _ in range(int(SETTLE / 0.5) + 1):
         deliver(world)
         world.read_mail()
         world.tick()

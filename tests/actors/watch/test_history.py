@@ -79,6 +79,17 @@ def test_a_silent_engine_is_forgotten_with_its_calls() -> None:
     assert history.call(("acme", "s", "a")) is None
 
 
+def test_of_very_many_engines_only_the_newest_of_each_is_told() -> None:
+    history = History()
+    calls = tuple(call(f"c{n}") for n in range(30))
+    for n in range(500):
+        history.add(sight(f"e{n}", calls=calls, steps=tuple(step(900.0 + t) for t in range(30))), 0.0)
+    views = history.engines()
+    assert sum(len(v.calls) for v in views) == sum(len(v.steps) for v in views) == 500 * 12
+    assert {(v.left_out, v.steps[-1].at) for v in views} == {(18, 929.0)}
+    assert history.call(("acme", "s", "c29")) is not None
+
+
 class Watching(RuleBasedStateMachine):
     """Calls move between engines, in whatever order these show themselves."""
 

@@ -55,9 +55,7 @@ def fit(points: Sequence[Point], source: str, **limits: int) -> EngineModel:
 def errors(model: EngineModel, points: Sequence[Point]) -> dict[str, float]:
     """Relative errors of the model, by point."""
     constants = (model.base, model.slope, model.kv, model.prefill)
-    return {
-        p.name: sum(f * c for f, c in zip(p.factors, constants, strict=True)) / p.seconds - 1.0 for p in points
-    }
+    return {p.name: sum(f * c for f, c in zip(p.factors, constants, strict=True)) / p.seconds - 1.0 for p in points}
 
 
 def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:

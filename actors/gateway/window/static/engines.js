@@ -77,7 +77,7 @@ class EngineCard {
 }
 
 function callNow(call) {
-  const how = call.phase === "decode" ? `${count(call.produced)} tokens` : call.phase === "prefill" && call.tokens ? `${count(call.computed)} of ${count(call.tokens)}` : "";
+  const how = call.phase === "decode" ? many(call.produced, "token") : call.phase === "prefill" && call.tokens ? `${count(call.computed)} of ${count(call.tokens)}` : "";
   return el("li", {}, el("a", { href: link.call(call.tenant, call.session, call.call) }, call.function || call.call),
     el("span", { class: `state ${call.phase}` }, call.phase), el("span", { class: "soft" }, how));
 }
@@ -89,7 +89,7 @@ class Timeline {
     this.drawing = svg("svg", { class: "timeline", role: "img" });
     this.span = el("span", { class: "soft" });
     this.element = el("figure", {}, this.drawing, el("figcaption", {},
-      ...[["queued", "reads its inputs"], ["prefill", "queue and prefill"], ["decode", "decode"]].map(([state, what]) => el("span", {}, el("span", { class: `dot state ${state}` }), what)),
+      ...[["queued", "waits"], ["prefill", "to the first token"], ["decode", "decode"]].map(([state, what]) => el("span", {}, el("span", { class: `dot state ${state}` }), what)),
       this.span));
   }
 

@@ -3,7 +3,7 @@
 // Laws: nodes outside the visible part are not in the document, so that thousands cost what is seen. A state is told by a word
 // and a mark, never by colour alone. The whole graph is one stop of the tab key; arrows go from call to call.
 
-import { svg, say } from "./dom.js";
+import { many, say, svg } from "./dom.js";
 
 const MARKS = {
   waiting: "·", ready: "○", running: "▸", queued: "○", prefill: "▸", decode: "▸", done: "✓", failed: "✕", cancelled: "–",
@@ -142,7 +142,7 @@ export class GraphView {
 
   amount(place, state) {
     const call = this.going.get(place);
-    if (call && state === "decode" && call.produced) return `, ${call.produced} tokens`;
+    if (call && state === "decode" && call.produced) return `, ${many(call.produced, "token")}`;
     if (call && state === "prefill" && call.tokens) return ` ${Math.floor((100 * call.computed) / call.tokens)} %`;
     return "";
   }

@@ -13,7 +13,7 @@ export class Fleet {
 
   /** From when on the history is asked for: a little before the last answer, since engines don't tell all at one time. */
   get since() {
-    return Math.max(0, this.at - 4);
+    return Math.max(0, this.at - 12);
   }
 
   /** An answer of the API. */

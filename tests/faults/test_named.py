@@ -1,0 +1,51 @@
+"""Defects that schedules have shown, each with the number of one that does: it passes now, and fails with the remedy taken away.
+
+A change of timing or of the wire may turn a schedule into another in which the defect does not show; then look for a new number:
+take the remedy away by hand and run `python -m tests.faults`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from myna.actors.worker import core as worker_core
+from myna.sdk.reader import ChunkCommand, ChunkReader
+from tests.faults.play import perform
+
+
+@dataclass(frozen=True)
+class Defect:
+    """`undo` takes its remedy away."""
+
+    name: str
+    seed: int
+    undo: Callable[[pytest.MonkeyPatch], None]
+
+
+def _forget_orders(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(worker_core, "REMEMBERED", 0)
+
+
+def _end_at_the_last_chunk(patch: pytest.MonkeyPatch) -> None:
+    def over(reader: ChunkReader) -> list[ChunkCommand]:
+        return [reader._finish(True)] if reader._last else []
+
+    patch.setattr(ChunkReader, "_over", over)
+
+
+DEFECTS = (
+    Defect("an order that came twice, the second time late, was carried out again", 56, _forget_orders),
+    Defect("a stream ended before its value, which then came out otherwise", 11, _end_at_the_last_chunk),
+)
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+def test_a_schedule_that_showed_a_defect_passes_and_would_show_it_again(
+    defect: Defect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert perform(defect.seed).problems == []
+    defect.undo(monkeypatch)
+    assert perform(defect.seed).problems != []
