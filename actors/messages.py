@@ -521,8 +521,9 @@ class Stop(Frozen, frozen=True, tag="stop"):
 
 class Retain(Frozen, frozen=True, tag="retain"):
     """Compute, if need be, and keep the KV of a prompt that calls to come begin with, until `Release` or a new leader. `call` is
-    one of them, cut where the prefix ends; its inputs have values. `distance`: seconds until it is thought to be used: where
-    memory is short, the farthest goes first. A hint: who can't obey, does not."""
+    one of them, cut where the prefix ends; its inputs have values, but the last one, if it is named by `stream`: that one is
+    generated on this worker, and filled in as it is. `distance`: seconds until it is thought to be used: where memory is short,
+    the farthest goes first. A hint: who can't obey, does not."""
 
     tenant: Id
     session: Id
@@ -531,6 +532,7 @@ class Retain(Frozen, frozen=True, tag="retain"):
     lease: int
     distance: Annotated[float, Meta(ge=0)] = 0.0
     cache: str = ""
+    stream: str = ""
 
 
 class Release(Frozen, frozen=True, tag="release"):

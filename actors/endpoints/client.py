@@ -132,7 +132,7 @@ class Client:
             async with asyncio.timeout(2 * seconds):
                 page: Any = await self._openai.get("/models", cast_to=object, options={"timeout": seconds})
         except openai.APIStatusError as error:
-            if error.status_code in (404, 405, 501):
+            if error.status_code in (404, 405, 500, 501):  # there is somebody; whether he works, calls will tell
                 return ()
             raise self._trouble(error) from None
         except Exception as error:

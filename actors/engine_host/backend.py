@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, assert_never
 
 import structlog
+from msgspec import structs
 
 from myna.actors import config
 from myna.actors.config import Settings
@@ -170,8 +171,11 @@ class EngineBackend(Backend):
     def retain(self, hold: Hold) -> None:
         """Have the engine compute and keep a prompt. One that it can't render is not kept."""
         try:
-            job = Job((hold.tenant, SessionId(""), CallId(hold.call.id), 0), hold.call, hold.inputs)
-            call = _call_frame(hold.call, job, self._hello.tokenizer_digest)
+            tokenizer, inputs = self._hello.tokenizer_digest, dict(hold.inputs)
+            if hold.made_here is not None:
+                inputs[hold.made_here] = structs.replace(inputs[hold.made_here], tokenizer=tokenizer)
+            job = Job((hold.tenant, SessionId(""), CallId(hold.call.id), 0), hold.call, inputs)
+            call = _call_frame(hold.call, job, tokenizer)
             frame = frames.encode(
                 frames.Retain(_kept(hold.id), call, namespace=hold.cache or hold.tenant, distance=hold.distance)
             )

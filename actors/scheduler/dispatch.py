@@ -135,7 +135,7 @@ class Dispatcher:
         for order in state.planner.orders(now, leading=lease is not None):
             assert lease is not None
             match order:
-                case Wish(worker, id_, tenant, session, call, distance):
+                case Wish(worker, id_, tenant, session, call, distance, stream):
                     retain = Retain(
                         tenant=tenant,
                         session=session,
@@ -144,6 +144,7 @@ class Dispatcher:
                         lease=lease,
                         distance=max(distance, 0.0),
                         cache=self._cache(tenant, session),
+                        stream=stream,
                     )
                     state.out.append(Keep(worker, retain))
                 case Waiver(worker, ids):

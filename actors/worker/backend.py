@@ -73,7 +73,7 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Hold:
     """A prompt that calls to come begin with: `call`, cut where it ends, with its inputs' values. `distance`: seconds until it is
-    thought to be used."""
+    thought to be used. `made_here`: an input whose token ids this backend has made itself."""
 
     id: str
     tenant: Tenant
@@ -81,6 +81,7 @@ class Hold:
     inputs: Mapping[VarId, Value]
     distance: float
     cache: str = ""
+    made_here: VarId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from myna.actors.messages import (
     Tenant,
     Usage,
     Value,
+    VarId,
     WorkerId,
 )
 from myna.actors.outcomes import shortened
@@ -77,6 +78,7 @@ from myna.actors.worker.events import (
     WorkerCommand,
     WorkerEvent,
 )
+from myna.actors.worker.filling import Fills
 
 COALESCE = 0.02
 """Seconds between two chunks of one output."""
@@ -96,6 +98,7 @@ class WorkerCore:
         self._attempts: dict[tuple[Tenant, SessionId, CallId], Attempt] = {}
         self._over: dict[RunKey, None] = {}
         self._kept: set[str] = set()
+        self._fills = Fills()
         self._out: list[WorkerCommand] = []
 
     @property
@@ -177,7 +180,9 @@ class WorkerCore:
                 assert_never(message)
 
     def _forgo(self, ids: set[str]) -> None:
-        self._out += [Forgo(hold) for hold in sorted(ids)]
+        for hold in sorted(ids):
+            self._fills.drop(hold)
+            self._out.append(Forgo(hold))
         self._kept = self._kept - ids
 
     def _fetched(self, event: Fetched) -> None:
@@ -186,6 +191,8 @@ class WorkerCore:
             self._kept.discard(retain.id)
         elif retain.id in self._kept:
             hold = Hold(retain.id, Tenant(retain.tenant), retain.call, inputs, retain.distance, retain.cache)
+            if retain.stream:
+                hold = self._fills.add(hold, (hold.tenant, SessionId(retain.session), VarId(retain.stream)))
             self._out.append(Hoard(hold))
 
     def _drain(self) -> None:
@@ -352,6 +359,8 @@ class WorkerCore:
             output.done = True
         elif output.in_flight is not None and event.n == output.next:
             output.acknowledged()
+            for hold in self._fills.grown((*event.key[:2], event.variable), output.stored_text, output.stored_tokens):
+                self._out += [Forgo(hold.id), Hoard(hold)]
             self._advance(attempt, output, event.now)
         self._settle(attempt)
 

@@ -9,9 +9,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
 from typing import Any, assert_never
 
 import structlog
+from msgspec import structs
 
 from myna.actors import codec, subjects
 from myna.actors.bus import Bus, BusError, Delivery
@@ -32,6 +34,7 @@ from myna.actors.messages import (
     Sight,
     Stop,
     Tenant,
+    Value,
     VarId,
     WorkerId,
 )
@@ -246,7 +249,7 @@ class Worker:
             case PutChunk():
                 self._spawn(self._await(self._storage.put_chunk(command)))
             case PutValue():
-                self._spawn(self._await(self._storage.put_value(command)))
+                self._put(command)
             case Tell(event=event):
                 self._spawn(self._send(self._to_scheduler(FromWorker.EVENT), codec.encode(event)))
             case Present():
@@ -258,6 +261,11 @@ class Worker:
                 self._departed.set()
             case _:
                 assert_never(command)
+
+    def _put(self, command: PutValue) -> None:
+        value = _by_wall_clock(command.value, time.time() - self._now())
+        self._showing.ended(command.key, self._core.function_of(command.key), value)
+        self._spawn(self._await(self._storage.put_value(replace(command, value=value))))
 
     async def _await(self, work: Awaitable[WorkerEvent]) -> None:
         self._feed(await work)
@@ -339,3 +347,12 @@ class Worker:
     async def _leave(self, reason: str = "") -> None:
         leave = Leave(worker=self._worker, incarnation=self._incarnation, reason=reason[:1000])
         await self._send(self._to_scheduler(FromWorker.LEAVE), codec.encode(leave))
+
+
+def _by_wall_clock(value: Value, offset: float) -> Value:
+    """The value with its timing moved from the core's clock to seconds since the epoch."""
+    timing = value.timing
+    if timing is None:
+        return value
+    moved = {f: getattr(timing, f) + offset for f in ("received", "began", "first", "ended")}
+    return structs.replace(value, timing=structs.replace(timing, **moved))

@@ -7,11 +7,9 @@ chunks and outcomes, is asked of the stream's leader: a replica may be behind.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
 
 import structlog
-from msgspec import structs
 
 from myna.actors import codec, outcomes, subjects
 from myna.actors.bus import AlreadyAssigned, Bus, BusError
@@ -123,6 +121,8 @@ class Storage:
         try:
             async with asyncio.timeout(PATIENCE):
                 for variable in dict.fromkeys(inputs_of(retain.call)):
+                    if variable == retain.stream:
+                        continue
                     inputs[variable] = await self._value(Tenant(retain.tenant), SessionId(retain.session), variable)
         except (BusError, WireError, TimeoutError) as error:
             log.debug("a prompt can't be kept", call=retain.call.id, reason=str(error) or "time-out")
@@ -189,12 +189,10 @@ class Storage:
         key, variable = command.key, command.variable
         subject = subjects.write(*key[:2], variable)
         try:
-            value = _by_wall_clock(command.value, time.time() - _now())
-            self._showing.ended(key, self._core.function_of(key), value)
-            data, headers = outcomes.pack(value)
+            data, headers = outcomes.pack(command.value)
             headers |= outcomes.streamed_headers(command.streamed)
             await self._bus.append(subject, data, message_id=self._id(subject, key), headers=headers, timeout=PATIENCE)
-            self._values.put(subject, value, len(data))
+            self._values.put(subject, command.value, len(data))
             return Stored(key, variable, None, _now())
         except AlreadyAssigned:
             return await self._compare(key, variable, None, subject, data)
@@ -216,15 +214,6 @@ class Storage:
 def _now() -> float:
     """By the clock that events are told in."""
     return asyncio.get_running_loop().time()
-
-
-def _by_wall_clock(value: Value, offset: float) -> Value:
-    """The value with its timing moved from the core's clock to seconds since the epoch."""
-    timing = value.timing
-    if timing is None:
-        return value
-    moved = {f: getattr(timing, f) + offset for f in ("received", "began", "first", "ended")}
-    return structs.replace(value, timing=structs.replace(timing, **moved))
 
 
 def _unstored(variable: VarId, error: Exception) -> Failure:

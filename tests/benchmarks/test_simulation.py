@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from myna.actors.scheduler.policies.prefixes import Boundary
 from tests.benchmarks.simulate import giant, policies, run_giant, simulate
 from tests.benchmarks.simulation.cluster import Cluster
-from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, errors, load
+from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, load
+from tests.benchmarks.simulation.fitting import Point, errors, fit, points_of
 from tests.benchmarks.simulation.workloads import WORKLOADS, alone, jobs
 
 MODEL = load()
@@ -100,16 +106,33 @@ def test_a_shared_prefix_is_computed_once() -> None:
 
 def test_the_model_of_an_h100_meets_measured_steps_that_it_was_not_fitted_to_within_five_percent() -> None:
     """Milliseconds of vLLM 0.25.1 with an 8B model on one H100; the fit itself is made of other rows of the same measurement."""
-    measured = {
-        "shared P2048 U256 B16": 7.650,
-        "shared P6000 U500 B32": 10.969,
-        "shared P8192 U128 B64": 17.818,
-        "shared P32768 U512 B32": 27.353,
-    }
-    rows = {name: {"step_ms": ms} for name, ms in measured.items()}
-    found = errors(MODEL, {"engine": {"default": rows}})
-    assert found.keys() == measured.keys()
-    assert max(abs(e) for e in found.values()) < 0.05
+    measured = ((2048, 256, 16, 7.650), (6000, 500, 32, 10.969), (8192, 128, 64, 17.818), (32768, 512, 32, 27.353))
+    points = [  # there each sequence reads what it shares, and had drawn 96 tokens on average
+        Point(f"shared {prefix}", ms / 1e3, batch, batch * (prefix + own + 96)) for prefix, own, batch, ms in measured
+    ]
+    assert max(abs(e) for e in errors(MODEL, points).values()) < 0.05
+
+
+def test_the_fit_to_our_own_engines_steps_on_an_h100_is_near_on_what_it_has_not_seen() -> None:
+    record = json.loads((Path(__file__).parent / "results" / "h100" / "gpu_engine.json").read_text())
+    points = points_of(record["rows"])
+    found = errors(fit(points, "H100"), points)
+    unseen = [abs(found[p.name]) for p in points if not p.seen]
+    assert len(unseen) == 4
+    assert max(unseen) < 0.12
+    assert sum(unseen) / 4 < 0.07
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*(st.floats(1e-7, 1e-2),) * 2, *(st.floats(1e-9, 1e-4),) * 2))
+def test_a_fit_finds_the_constants_that_made_the_points(constants: tuple[float, float, float, float]) -> None:
+    truth = EngineModel(*constants)
+    shapes = ((1, 64, 0), (8, 4000, 0), (64, 9000, 0), (1, 9000, 0), (0, 0, 512), (4, 2000, 2048))
+    points = [
+        Point(str(shape), truth.step(*shape), shape[0], shape[1], shape[2], seen=n != 3)
+        for n, shape in enumerate(shapes)
+    ]
+    assert max(abs(e) for e in errors(fit(points, ""), points).values()) < 1e-3
 
 
 def test_memory_is_bounded_and_what_was_used_least_recently_goes_first() -> None:

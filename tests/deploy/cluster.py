@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import openai
 
-from myna.sdk.client import Client, Credential
+from myna.sdk.client import Client
 from tests.deploy.base import MADE, base_image
 from tests.deploy.docker import DEPLOY, Compose, docker
 from tests.faults.cluster import free_ports
@@ -21,6 +23,7 @@ SCHEDULERS = ("scheduler-1", "scheduler-2")
 GATEWAYS = ("gateway-1", "gateway-2")
 LIGHT = (*NATS, *SCHEDULERS, *GATEWAYS, "agents", "noop")
 """All services whose image has no torch, with the engines that write what is known beforehand."""
+PROJECT = "myna-test"
 PORTS = ("MYNA_NATS_1", "MYNA_NATS_2", "MYNA_NATS_3", "MYNA_GATEWAY_1", "MYNA_GATEWAY_2")
 
 
@@ -41,8 +44,15 @@ class DeployedCluster:
         """A client of this machine's, on all three servers."""
         credentials = self.folder / "default.creds"
         credentials.write_text(await self.compose.operator("cat", "/var/lib/myna/keys/tenants/default.creds"))
-        url = ",".join(f"nats://127.0.0.1:{self.compose.settings[port]}" for port in PORTS[:3])
-        client = Client(url, Credential(file=credentials))
+        folder = self.compose.settings.get("MYNA_TLS_FOLDER")
+        kind = "nats" if folder is None else "tls"
+        here = self.compose.settings.get("MYNA_LISTEN", "127.0.0.1")
+        url = ",".join(f"{kind}://{here}:{self.compose.settings[port]}" for port in PORTS[:3])
+        settings = {"MYNA_URL": url, "MYNA_CREDENTIALS": str(credentials)}
+        if folder is not None:
+            settings["MYNA_TLS_CA"] = f"{folder}/ca.pem"
+        with patch.dict(os.environ, settings):
+            client = await Client().open()
         async with client:
             yield client
 
@@ -74,11 +84,18 @@ async def settings() -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def deployed(
-    command: tuple[str, ...], services: Sequence[str], folder: Path, *, build: bool
+    command: tuple[str, ...],
+    services: Sequence[str],
+    folder: Path,
+    *,
+    build: bool = True,
+    files: Sequence[str] = (),
+    own: Mapping[str, str] | None = None,
 ) -> AsyncIterator[DeployedCluster]:
-    """`services`, started by compose command `command`, well, and gone without a trace in the end."""
-    files = (DEPLOY / "compose.yaml", Path(__file__).with_name("noop.yaml"))
-    compose = Compose(command, "myna-test", files, await settings())
+    """`services`, started by compose command `command`, well, and gone without a trace in the end. `files` of deploy/ are taken
+    too, and the settings in `own`."""
+    chosen = [DEPLOY / "compose.yaml", *(DEPLOY / file for file in files), Path(__file__).with_name("noop.yaml")]
+    compose = Compose(command, PROJECT, chosen, {**await settings(), **(own or {})})
     if build:
         await compose("build", *services, seconds=1500.0)
     try:

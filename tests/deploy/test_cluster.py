@@ -30,7 +30,7 @@ def answer(question: str, text: Annotated[str, Output(max_tokens=12, temperature
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DeployedCluster]:
     command, *_ = compose_commands()
     folder = tmp_path_factory.mktemp("cluster")
-    async with deployed(command, (*LIGHT, "engine"), folder, build=True) as made:
+    async with deployed(command, (*LIGHT, "engine"), folder) as made:
         yield made
 
 

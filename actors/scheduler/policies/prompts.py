@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -12,6 +13,7 @@ from myna.actors.scheduler.policies.lengths import CHARACTERS
 
 if TYPE_CHECKING:
     from myna.actors.scheduler.graph import SessionGraph
+    from myna.actors.scheduler.nodes import VarNode
 
 
 def converses(call: ModelCall) -> bool:
@@ -46,14 +48,27 @@ def _length(segment: Segment, graph: SessionGraph, *, outputs: bool) -> float | 
     return sum(node.size for node in nodes)
 
 
-def cut(call: ModelCall, tokens: float, graph: SessionGraph) -> ModelCall | None:
-    """The call up to so many tokens, its outputs as inputs; None if that is nothing."""
+def awaited(call: ModelCall, graph: SessionGraph) -> VarNode | None:
+    """The input that ends what is known of the prompt; None if that is not an input, or one of several that are joined."""
+    for segment in (s for m in call.messages for s in m.segments):
+        if _length(segment, graph, outputs=False) is None:
+            if isinstance(segment, Input) and len(segment.variables) == 1:
+                return graph.variables[VarId(segment.variables[0])]
+            return None
+    return None
+
+
+def cut(call: ModelCall, tokens: float, graph: SessionGraph, *, stream: bool = False) -> ModelCall | None:
+    """The call up to so many tokens, its outputs as inputs; None if that is nothing. With `stream` instead up to the end of the
+    input that is `awaited`."""
     messages: list[Message] = []
-    left = tokens + 0.5
+    left = inf if stream else tokens + 0.5
     for message in call.messages:
         segments: list[Segment] = []
         for segment in message.segments:
             length = _length(segment, graph, outputs=True)
+            if stream and length is None:
+                segments.append(segment)
             left = -1.0 if length is None else left - length
             if left < 0:
                 break

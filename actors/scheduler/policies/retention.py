@@ -6,8 +6,8 @@ Laws:
 - What is kept gives way by the distance to its next use, the farthest first: here, where more than `SHARE` of an engine's memory
   would be kept, and in the engine, where its memory is short. It is advice: nothing is wrong if an engine keeps nothing.
 - A consumer is prepared (early placement) on the engine of the first producer that runs: what stands before its first missing
-  input is computed there meanwhile, so that it is drawn there. Not where that is short, takes longer than the producer, or would
-  be in the way of others.
+  input is computed there meanwhile, so that it is drawn there; and that input, if it is of some length and is streamed, as it is
+  generated. Not where that is short, takes longer than the producer, or would be in the way of others.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from myna.actors.messages import ModelCall, SessionId, Tenant, WorkerId
+from myna.actors.messages import ModelCall, Output, SessionId, StreamMode, Tenant, VarId, WorkerId
 from myna.actors.scheduler.policies.prefixes import Boundary, Chain, chained
-from myna.actors.scheduler.policies.prompts import converses, cut, known_tokens
+from myna.actors.scheduler.policies.prompts import awaited, converses, cut, known_tokens
 
 if TYPE_CHECKING:
     from myna.actors.scheduler.fleet import Fleet, Worker
     from myna.actors.scheduler.graph import SessionGraph
-    from myna.actors.scheduler.nodes import CallNode
+    from myna.actors.scheduler.nodes import CallNode, VarNode
 
 WORTH = 256.0
 """Tokens of a prefix that are worth being kept."""
 AHEAD = 128.0
 """Tokens of a prefix that are worth being computed ahead."""
+STREAMED = 128.0
+"""Tokens of an input that are worth being filled in while it is generated: what comes of it last is computed at the end."""
 SHARE = 0.5
 """Part of an engine's memory that may be kept for calls to come."""
 PATIENCE = 60.0
@@ -85,6 +87,8 @@ class Wish:
     session: SessionId
     call: ModelCall
     distance: float
+    stream: VarId | str = ""
+    """The last input of it, where that is still being generated there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +181,13 @@ class Retention:
         assert call.session is not None
         for consumer in consumers[:LOOKED_AT]:
             if not consumer.prepared:
-                chain = self._prepare(call.session, consumer, worker, call.work * pace, now)
+                chain = self._prepare(call.session, call, consumer, worker, call.work * pace, now)
                 if chain is not None:
                     yield chain
 
-    def _prepare(self, graph: SessionGraph, call: CallNode, worker: Worker, seconds: float, now: float) -> Chain | None:
+    def _prepare(
+        self, graph: SessionGraph, producer: CallNode, call: CallNode, worker: Worker, seconds: float, now: float
+    ) -> Chain | None:
         spec = call.spec
         if not isinstance(spec, ModelCall) or not call.wanted or not spec.cache_prefix:
             return None
@@ -194,7 +200,9 @@ class Retention:
         end = chain.boundaries[count - 1] if count else None
         if end is None or end.tokens < AHEAD or not self._pays(call, worker, end.tokens, seconds, now):
             return None
-        self._keep(worker, call, spec, end, end.tokens, now, seconds)
+        coming = awaited(spec, graph)
+        streamed = coming if coming is not None and _streams(producer, coming) else None
+        self._keep(worker, call, spec, end, end.tokens, now, seconds, stream=streamed)
         return chained(chain.boundaries[:count], count)
 
     def _pays(self, call: CallNode, worker: Worker, tokens: float, seconds: float, now: float) -> bool:
@@ -264,6 +272,7 @@ class Retention:
         now: float,
         distance: float,
         until: float = 0.0,
+        stream: VarNode | None = None,
     ) -> None:
         kept = self._kept.setdefault(worker.id, {})
         known = kept.get(end.name)
@@ -271,16 +280,18 @@ class Retention:
             known.due, known.until = min(known.due, now + distance), max(known.until, until)
             return
         assert call.session is not None
-        if not self._make_room(worker, end.tokens, now + distance):
+        size = end.tokens + (stream.size if stream is not None else 0.0)
+        if not self._make_room(worker, size, now + distance):
             return
-        prefix = cut(spec, tokens, call.session)
+        prefix = cut(spec, tokens, call.session, stream=stream is not None)
         if prefix is None:
             return
         self._number += 1
-        made = kept[end.name] = _Kept(f"k{self._number}", end.name, end.tokens, now + distance, until)
-        self._tokens[worker.id] = self._tokens.get(worker.id, 0.0) + end.tokens
+        made = kept[end.name] = _Kept(f"k{self._number}", end.name, size, now + distance, until)
+        self._tokens[worker.id] = self._tokens.get(worker.id, 0.0) + size
         self.pending = True
-        self._orders.append(Wish(worker.id, made.id, call.session.tenant, call.session.id, prefix, distance))
+        coming = stream.id if stream is not None else ""
+        self._orders.append(Wish(worker.id, made.id, call.session.tenant, call.session.id, prefix, distance, coming))
 
     def _make_room(self, worker: Worker, tokens: float, due: float) -> bool:
         """Whether so much more may be kept by the worker: what is due later gives way."""
@@ -318,6 +329,15 @@ class Retention:
                 f"{worker}: {tokens} tokens are kept"
             )
             assert tokens <= SHARE * (self._fleet.workers[worker].offer.tokens or 0) + 1e-3, f"{worker} keeps too much"
+
+
+def _streams(producer: CallNode, variable: VarNode) -> bool:
+    """Whether the producer's worker sees a variable of some length grow: chunk by chunk, as readers will see it."""
+    if variable.producer is not producer or variable.size < STREAMED or not isinstance(producer.spec, ModelCall):
+        return False
+    segments = (s for m in producer.spec.messages for s in m.segments)
+    places = [s for s in segments if isinstance(s, Output) and variable.id in s.variables]
+    return all(s.stream is StreamMode.LIVE and not s.transforms for s in places)
 
 
 def _distance(call: CallNode, pace: float) -> float:

@@ -192,7 +192,7 @@ async def test_leaving_an_answer_leaves_the_server_too() -> None:
 
 
 async def test_a_server_that_has_no_list_of_models_is_there_all_the_same() -> None:
-    for look in (refuses(404), refuses(405), _json(b'{"data": 7}')):
+    for look in (refuses(404), refuses(405), refuses(500), _json(b'{"data": 7}')):
         async with faulty(looks=[look]) as server:
             client = Client(server.endpoint())
             assert await client.models() == ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import openai
 import pydantic
@@ -13,8 +14,11 @@ import pytest
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
 
+import myna
+from myna import Input, Output
 from myna.actors import config
 from myna.actors.engine_host.backend import EngineBackend
+from myna.sdk.client import connect
 from tests.actors.gateway.conftest import furnished
 from tests.engine.tiny_folder import tiny_folder
 from tests.network import NatsNetwork
@@ -40,7 +44,9 @@ TOOLS: list[Any] = [
 
 @pytest.fixture
 async def client(nats: NatsNetwork, tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
-    engine = config.EngineSettings(model=str(tiny_folder(tmp_path, max_position_embeddings=2048)), dtype=config.Dtype.FLOAT32, kv_memory=2**20)
+    engine = config.EngineSettings(
+        model=str(tiny_folder(tmp_path, max_position_embeddings=2048)), dtype=config.Dtype.FLOAT32, kv_memory=2**20
+    )
     settings = replace(config.read({"HOME": str(tmp_path)}), engine=engine)
     async with furnished(nats, worker=False) as house:
         await house.cast.worker("engine", EngineBackend(settings))
@@ -182,3 +188,45 @@ async def what_can_not_be(client: AsyncOpenAI) -> None:
             response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": Roll.model_json_schema()}},
             extra_body={"myna": {"session": "cut-1", "output": "cut"}},
         )
+
+
+class Bird(pydantic.BaseModel):
+    """A bird."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    name: Annotated[str, pydantic.Field(max_length=20)]
+    can_fly: bool
+
+
+@myna.function
+def describe(what: Input, bird: Annotated[Bird, Output(schema=Bird, max_tokens=60, temperature=0.0)]) -> None:
+    """{{#user}}Describe {{what}} as JSON.{{/user}}{{#assistant}}{{bird}}{{/assistant}}"""
+
+
+@myna.function
+def judge(bird: Input, verdict: Annotated[str, Output(choice=["yes", "no"], temperature=0.0)]) -> None:
+    """{{#user}}Can this bird fly? {{bird}}{{/user}}{{#assistant}}{{verdict}}{{/assistant}}"""
+
+
+@pytest.mark.model
+@pytest.mark.timeout(400)
+async def test_the_default_model_gives_objects_to_the_sdk_and_to_clients(nats: NatsNetwork, tmp_path: Path) -> None:
+    settings = config.read({"HOME": str(tmp_path), "MYNA_CACHE": str(config.read(os.environ).cache)})
+    async with furnished(nats, worker=False) as house:
+        await house.cast.worker("engine", EngineBackend(settings))
+        async with connect(bus=await nats.bus()) as application, application.session() as session:
+            wren = describe("a penguin", session=session)
+            verdict = judge(wren, session=session)
+            assert isinstance(await wren, Bird)
+            assert await verdict in ("yes", "no")
+        gateway = await house.open()
+        base_url = f"{gateway.url}/v1"
+        asked: list[Any] = [{"role": "user", "content": "Describe an eagle."}]
+        async with AsyncOpenAI(base_url=base_url, api_key="any", max_retries=0, timeout=60) as client:
+            made = await client.chat.completions.parse(
+                model="default", messages=asked, response_format=Bird, max_tokens=60, temperature=0
+            )
+            assert isinstance(made.choices[0].message.parsed, Bird)
+        model = ChatOpenAI(model="default", base_url=base_url, api_key="any", max_tokens=80, temperature=0)  # type: ignore[arg-type, call-arg]
+        called = await model.with_structured_output(Bird, method="function_calling").ainvoke("Describe a wren.")
+        assert isinstance(called, Bird)

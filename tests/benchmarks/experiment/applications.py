@@ -140,7 +140,8 @@ class Team:
             names = [words.text(f"file {n}", 8) for n in range(self.files)]
             plan = _ask(calls, "plan", ARCHITECT, heads[ARCHITECT], [task], self.plan)
             code = [
-                _ask(calls, f"code {n}", CODE, heads[CODE], [task, plan, name], self.code) for n, name in enumerate(names, 1)
+                _ask(calls, f"code {n}", CODE, heads[CODE], [task, plan, name], self.code)
+                for n, name in enumerate(names, 1)
             ]
             for turn in range(1, self.rounds + 1):
                 seen = [task, plan, *code]
@@ -245,7 +246,8 @@ class Thoughts:
                     for step, thought in zip(steps, thoughts, strict=True)
                 ]
                 found = [
-                    calls.call(f"best {level}", best, thoughts=thoughts, scores=scores, place=n) for n in range(self.kept)
+                    calls.call(f"best {level}", best, thoughts=thoughts, scores=scores, place=n)
+                    for n in range(self.kept)
                 ]
                 paths = [[one] for one in found]
             return [path[-1] for path in paths]

@@ -78,13 +78,15 @@ class Outcome:
     run: Run
 
 
-
-
 async def perform(cluster: Cluster, arm: Arm, loads: Sequence[Load], timeout: float = 600.0) -> list[Outcome]:
     """Run all loads as the arm does; those of the foreground come back, in their order. Raises the first failure."""
     await cluster.policies(arm.switches)
     cache = ids.new("run")
-    async with asyncio.timeout(timeout), cluster.client() as client, hosting(client.bus, tool, best, tenant=client.tenant):
+    async with (
+        asyncio.timeout(timeout),
+        cluster.client() as client,
+        hosting(client.bus, tool, best, tenant=client.tenant),
+    ):
         sessions = [
             client.session(load.kind.replace(" ", "-"), cache=cache, objective=load.objective if _knows(arm) else None)
             for load in loads

@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from myna import Client, connect
-from myna.actors import config
+from myna.actors import codec, config, subjects
 from myna.actors.config import Address, Settings
 from myna.actors.machine.process import ModuleProgram, Running
 from myna.actors.machine.programs import GATEWAY
+from myna.actors.messages import Status, StatusRequest
 from myna.actors.server import Server, ServerConfig
 from tests.benchmarks.reporting import ROOT
 
@@ -33,11 +34,15 @@ class Cluster:
         self._folder = folder
         self._processes: dict[str, Running] = {}
         self._policies: str | None = None
+        self._engines: set[str] = set()
 
     async def engines(self, names: Sequence[str], *options: str) -> None:
         """Start engines beside those that run; `options` as for `hosting`."""
         for name in names:
             await self._start(name, "tests.benchmarks.experiment.hosting", name, *options)
+            self._engines.add(name)
+        if self._policies is not None:
+            await self._acquainted()
 
     async def policies(self, switches: str) -> bool:
         """Have a scheduler with these policies lead; see `scheduling`. Whether it has just begun."""
@@ -46,7 +51,22 @@ class Cluster:
         await self.stop("scheduler")
         await self._start("scheduler", "tests.benchmarks.experiment.scheduling", switches)
         self._policies = switches
+        await self._acquainted()
         return True
+
+    async def _acquainted(self) -> None:
+        """Wait until the scheduler, which has just begun, knows the engines that run."""
+        bus = await config.connect_bus(self.settings, "experiment-status")
+        try:
+            async with asyncio.timeout(START):
+                while True:
+                    answer = await bus.request(subjects.STATUS, codec.encode(StatusRequest()), timeout=START)
+                    known = {worker.worker for worker in codec.decode(answer.data, Status).workers}
+                    if known >= self._engines:
+                        return
+                    await asyncio.sleep(0.02)
+        finally:
+            await bus.close()
 
     async def gateway(self, port: int) -> None:
         """Start a gateway."""
@@ -54,6 +74,7 @@ class Cluster:
 
     async def stop(self, name: str) -> None:
         """End a process, if it runs, and await its end."""
+        self._engines.discard(name)
         running = self._processes.pop(name, None)
         if running is not None:
             running.signal(signal.SIGTERM)

@@ -88,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--kv-tokens", type=int, default=None)
     made.add_argument("--max-sequences", type=int, default=None)
-    made.add_argument("--small-run", type=int, default=SMALL_RUN, help="tokens from which a shared run is read once for all")
+    made.add_argument(
+        "--small-run", type=int, default=SMALL_RUN, help="tokens from which a shared run is read once for all"
+    )
     return made
 
 

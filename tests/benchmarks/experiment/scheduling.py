@@ -33,8 +33,5 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
         await bus.close()
 
 
-import os
-from myna.actors.scheduler.policies import retention
-retention.SHARE=float(os.environ.get('ESHARE','0.5'))
 if __name__ == "__main__":
     process.run("scheduler", _serve, expected=(SchedulerFailed,))

@@ -124,7 +124,13 @@ def highest_rate(arm: Simulation, model: EngineModel, seconds: float, seed: int)
 
 
 def compare(
-    name: str, measure: Callable[[Simulation], float], to_a: float | None, to_b: float | None, *, higher: bool, unit: str
+    name: str,
+    measure: Callable[[Simulation], float],
+    to_a: float | None,
+    to_b: float | None,
+    *,
+    higher: bool,
+    unit: str,
 ) -> list[Row]:
     """The ratios of one figure, and the figure of each arm."""
     arms = [Simulation(c, r) for c in Client for r in (0.0, ROUND_TRIP)]
@@ -132,11 +138,20 @@ def compare(
     rows = []
     for client, round_trip, target in ((Client.UNCACHED, ROUND_TRIP, to_a), (Client.CACHED, 0.0, to_b)):
         theirs, ours = found[Simulation(client, round_trip)], found[Simulation(Client.MYNA, round_trip)]
-        made = row(name, f"{1000 * round_trip:.0f} ms ratio to {client}", "x", "higher", [ours / theirs if higher else theirs / ours], target)
+        made = row(
+            name,
+            f"{1000 * round_trip:.0f} ms ratio to {client}",
+            "x",
+            "higher",
+            [ours / theirs if higher else theirs / ours],
+            target,
+        )
         rows.append(replace(made, baselines={f"{client}": theirs, "Myna": ours}))
     for arm, value in found.items():
         metric = f"{arm.client}, {1000 * arm.round_trip:.0f} ms"
-        rows.append(row(f"{name}: simulated, {ENGINES} engines", metric, unit, "higher" if higher else "lower", [value]))
+        rows.append(
+            row(f"{name}: simulated, {ENGINES} engines", metric, unit, "higher" if higher else "lower", [value])
+        )
     return rows
 
 

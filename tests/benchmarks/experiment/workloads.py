@@ -183,9 +183,7 @@ def mixed(
         draw, made = random.Random("chats"), []
         for n, at in enumerate(poisson(rate, "arrivals", 10 * chats / rate)[:chats]):
             prompt, output = (draw.randint(*length) for length in lengths)
-            made.append(
-                Load("chat", Chat(prompt, output).application(words.seeded(f"{words.seed} c{n}")), at, LATENCY)
-            )
+            made.append(Load("chat", Chat(prompt, output).application(words.seeded(f"{words.seed} c{n}")), at, LATENCY))
         apart = chats / rate / documents
         for n in range(documents):
             application = size.application(words.seeded(f"{words.seed} d{n}"))
@@ -248,21 +246,21 @@ _CHATS = ((100, 800), (50, 300))
 
 EXPERIMENTS: dict[Scale, tuple[Experiment, ...]] = {
     Scale.GPU: (
-        chain(Chain(12)),
+        chain(Chain(10)),
         map_reduce(MapReduce(32)),
         copilot(Copilot(64)),
         many_chains(Chain(5, 2048), 25),
-        team(Team(16), (5.0, 1.5)),
+        team(Team(16, code=250, review=60), (5.0, 1.5)),
         loaded_chain(Chain(8), 3.5),
-        mixed(20, 1.0, 9, MapReduce(16), _CHATS),
+        mixed(24, 2.0, 9, MapReduce(16), _CHATS),
         best_of(BestOf(16)),
         thoughts(Thoughts(3, 5, 2)),
         many_map_reduces(MapReduce(16), 8, 0.2),
-        team(Team(4)),
-        team(Team(8)),
-        team(Team(12)),
+        team(Team(4, code=250, review=60)),
+        team(Team(8, code=250, review=60)),
+        team(Team(12, code=250, review=60)),
         many_chains(Chain(5, 2048), 10, "many chains, 10"),
-        coding_agents(CodingAgent(12, 20_000), 6, 100_000),
+        coding_agents(CodingAgent(10, 12_000, pause=1.5), 6, 64_000),
     ),
     Scale.CPU: (
         chain(Chain(5, 192, 16)),
@@ -292,9 +290,15 @@ EXPERIMENTS: dict[Scale, tuple[Experiment, ...]] = {
 
 
 def named(scale: Scale, names: Sequence[str]) -> list[Experiment]:
-    """The experiments whose names begin with one of `names`; all, if there are none. Raises ValueError for a name of none."""
+    """The experiments whose names begin with one of `names`; all, if there are none; a name that ends in `.` is meant exactly.
+    Raises ValueError for a name of none."""
     every = EXPERIMENTS[scale]
+
+    def meant(name: str, experiment: Experiment) -> bool:
+        return experiment.name == name[:-1] if name.endswith(".") else experiment.name.startswith(name)
+
     for name in names:
-        if not any(e.name.startswith(name) for e in every):
-            raise ValueError(f"no experiment is called {name!r}; there are {', '.join(dict.fromkeys(e.name for e in every))}")
-    return [e for e in every if not names or any(e.name.startswith(name) for name in names)]
+        if not any(meant(name, e) for e in every):
+            known = ", ".join(e.name for e in every)
+            raise ValueError(f"no experiment is called {name!r}; there are {known}")
+    return [e for e in every if not names or any(meant(name, e) for name in names)]

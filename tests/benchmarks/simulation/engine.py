@@ -18,18 +18,11 @@ from typing import Any
 from myna.actors.scheduler.policies.prefixes import Boundary
 
 HERE = Path(__file__).parent
-HELD_OUT = (
-    ("shared P2048 U256 B16", 2048, 256, 16),
-    ("shared P6000 U500 B32", 6000, 500, 32),
-    ("shared P8192 U128 B64", 8192, 128, 64),
-    ("shared P32768 U512 B32", 32768, 512, 32),
-)
-"""Measured decode steps that the fit does not see: name, tokens of the prefix and of each own part, sequences."""
 
 
 @dataclass(frozen=True)
 class EngineModel:
-    """Seconds, and limits. The numbers come from measurements: see `fit` and `load`."""
+    """Seconds, and limits. The numbers are fitted to measurements: see `fitting`."""
 
     base: float
     slope: float
@@ -59,40 +52,6 @@ class EngineModel:
 def load(path: Path | None = None) -> EngineModel:
     """A fitted model from JSON; by default that of one H100 with an 8B model."""
     return EngineModel(**json.loads((path or HERE / "h100.json").read_text()))
-
-
-def fit(anchors: dict[str, Any]) -> EngineModel:
-    """Fit to measured steps: decode of 1, 64 and 256 sequences gives base, slope and kv, two prefills the rest."""
-    rows = anchors["engine"]["default"]
-    points = []
-    for batch, context in ((1, 128), (64, 512), (256, 256)):
-        seconds = rows[f"decode B{batch} P0 U{context}"]["step_ms"] / 1e3
-        points.append(([1.0, float(batch), batch * (context + 96.0)], seconds))  # 32 to 160 tokens were generated
-    base, slope, kv = _solve(points)
-    prefill = sum(rows[f"prefill {n}"]["s"] / n for n in (4096, 16384)) / 2
-    return EngineModel(base, slope, kv, prefill, source=f"{anchors['device']}, vllm {anchors['engine']['vllm']}")
-
-
-def errors(model: EngineModel, anchors: dict[str, Any]) -> dict[str, float]:
-    """Relative errors of the model's steps on measured ones that it was not fitted to: decoding under a long shared prefix, which
-    that engine reads once for each sequence."""
-    rows = anchors["engine"]["default"]
-    found: dict[str, float] = {}
-    for name, prefix, own, batch in HELD_OUT:
-        measured = rows[name]["step_ms"] / 1e3
-        found[name] = model.step(batch, batch * (prefix + own + 96.0)) / measured - 1.0
-    return found
-
-
-def _solve(points: list[tuple[list[float], float]]) -> list[float]:
-    rows = [[*x, y] for x, y in points]
-    for i in range(3):
-        pivot = rows[i][i]
-        rows[i] = [v / pivot for v in rows[i]]
-        for j in range(3):
-            if j != i:
-                rows[j] = [a - rows[j][i] * b for a, b in zip(rows[j], rows[i], strict=True)]
-    return [row[3] for row in rows]
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import { GraphView } from "./graph.js";
 
 const STATES = ["waiting", "ready", "queued", "prefill", "decode", "running", "done", "failed", "cancelled"];
 const ENDED = ["done", "failed", "cancelled"];
+const AGAIN = 3000; // milliseconds until a session that was not found is asked for again
 const LONGEST = 200_000; // characters of a text that are shown while it streams
 
 /** `#/sessions/<tenant>/<session>/calls/<call>` and back. */
@@ -23,7 +24,7 @@ export class SessionView {
     this.graph = new GraphView((place) => (location.hash = this.linkOf(place)));
     this.title = el("h1", {}, where.session);
     this.counts = el("p", { class: "counts" });
-    this.ended = el("p", { class: "note", role: "status", hidden: true }, "This session has ended: this is what was seen of it last.");
+    this.ended = el("p", { class: "note", role: "status", hidden: true });
     const button = (label, title, action) => el("button", { type: "button", title, "aria-label": title, onclick: action }, label);
     const tools = el("div", { class: "tools", role: "group", "aria-label": "View of the graph" },
       button("−", "Smaller", () => this.graph.zoom(0.8)),
@@ -73,6 +74,7 @@ export class SessionView {
       return;
     }
     this.due = performance.now() + 1000 * progress.again - 300;
+    this.ended.hidden = true;
     this.graph.setProgress(progress);
     this.tell(progress);
     this.call?.refresh(signal);
@@ -98,9 +100,9 @@ export class SessionView {
   }
 
   end() {
-    this.due = Infinity;
+    this.due = performance.now() + AGAIN; // a scheduler that has just taken over may not know it yet
     this.ended.hidden = false;
-    if (!this.picture) say(this.ended, "There is no such session: it has ended, or never was.");
+    say(this.ended, this.picture ? "This session has ended: this is what was seen of it last." : "There is no such session: it has ended, or never was.");
   }
 
   close() {

@@ -281,13 +281,43 @@ def test_the_constant_part_of_a_consumer_is_computed_where_its_producer_runs_and
     play.submit(call("a", "short"), call("b", LONG, of("a"), "the end"))
     runs, (keep,), _ = play.look()
     assert runs == ["a"]
-    assert texts(keep) == ["xxxxx"]
+    assert (texts(keep), keep.retain.stream) == (["xxxxx", "a"], "a")
     producer = play.core.sessions[TENANT, SessionId("s")].graph.calls["c-a"].worker  # type: ignore[index]
     assert keep.worker == producer
     play.value("a")
     (run,) = [c for c in play.commands if isinstance(c, Dispatch)]
     assert run.worker == producer
     play.look()
+    play.tick()
+    assert play.look()[2] == [keep.retain.id]
+
+
+def test_an_input_is_filled_in_as_it_is_generated_if_it_is_long_alone_and_seen_by_readers() -> None:
+    for producer, consumer, streamed in (
+        (call("a", "short"), call("b", LONG, of("a")), True),
+        (call("a", "short", tokens=100), call("b", LONG, of("a")), False),  # too short
+        (call("a", "short"), call("b", LONG, of("a", "x")), False),  # joined with another
+        (call("a", "short"), call("b", LONG, of("x"), of("a")), False),  # something else is missing before it
+        (call("a", "short", stream=StreamMode.BUFFERED), call("b", LONG, of("a")), False),
+        (call("a", "short", transforms=(Trim(),)), call("b", LONG, of("a")), False),
+    ):
+        play = Play()
+        play.log(Declare(variables=("x",)))
+        play.submit(producer, consumer)
+        (keep,) = play.look()[1]
+        assert keep.retain.stream == ("a" if streamed else "")
+        assert texts(keep) == (["xxxxx", "a"] if streamed else ["xxxxx"])
+
+
+def test_what_is_filled_in_counts_among_what_is_kept_and_is_let_go_when_its_producer_fails() -> None:
+    play = Play(memory=1200)  # 600 may be kept: 400 of the constant, and 128 of the input, as far as is known
+    play.submit(call("a", "short"), call("b", LONG, of("a")))
+    (keep,) = play.look()[1]
+    assert play.core.planner.retention is not None
+    assert sum(play.core.planner.retention.kept(WorkerId("w0")).values()) == 528.0
+    play.log(Cancel(calls=("c-a",)))
+    play.feed(Ended(TENANT, SessionId("s"), VarId("a"), OutcomeStatus.CANCELLED, 0, play.now))
+    play.feed(Ended(TENANT, SessionId("s"), VarId("b"), OutcomeStatus.CANCELLED, 0, play.now))
     play.tick()
     assert play.look()[2] == [keep.retain.id]
 
