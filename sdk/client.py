@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 
 from myna.actors import codec, config, logs, subjects
 from myna.actors.bus import Bus
-from myna.actors.messages import CallReasons, Explanation, SessionId, Tenant, Why
+from myna.actors.messages import CallReasons, Explanation, SessionId, Status, StatusRequest, Tenant, Why, WorkerKind
 from myna.actors.subjects import Question
 from myna.sdk.errors import FunctionError
 from myna.sdk.graphs.display import asked
@@ -136,6 +136,13 @@ class Client:
     def shared(self, owner: str, session_id: str) -> AbstractAsyncContextManager[SharedSession]:
         """Another tenant's session, for `async with`, to read what the operator lets this tenant read of it; see `sdk.shared`."""
         return opened(self, owner, session_id)
+
+    async def models(self, *, timeout: float = 5.0) -> tuple[str, ...]:
+        """The names of models that engines serve now. Raises `bus.Unavailable`."""
+        subject = subjects.ask(self.tenant, Question.STATUS)
+        answer = await self.bus.request(subject, codec.encode(StatusRequest()), timeout=timeout)
+        seen: Status = codec.decode(answer.data, Status)
+        return tuple(dict.fromkeys(name for w in seen.workers if w.kind is WorkerKind.ENGINE for name in w.serves))
 
     async def why(
         self, call: Placeholder | str, *, session: str | None = None, timeout: float = 5.0

@@ -447,8 +447,8 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 async def gather(
     *variables: Variable, objective: Objective | str | None = None, timeout: float | None = None
 ) -> list[Any]:
-    """What `get` of each of `variables` returns, in their order; they may belong to several sessions. All are awaited at once; the
-    first failure ends the waiting and is raised. Raises like `Variable.get`."""
+    """What `get` of each of `variables` returns, in their order; they may belong to several sessions. All are awaited at once;
+    the first failure ends the waiting and is raised. Raises like `Variable.get`."""
     groups: dict[Session, list[Variable]] = {}
     for variable in variables:
         groups.setdefault(variable.session, []).append(variable)

@@ -31,6 +31,8 @@ NOT_FOUND = 404
 _FIRST_DELAY, _LAST_DELAY = 0.05, 1.0  # seconds between two tries
 _FIRST_PATIENCE, _LAST_PATIENCE = 2.0, 10.0  # seconds that one try may take
 _SERVER_HEADERS = "Nats-"
+_CUT_OFF = 8.0
+"""Seconds without anything stored after which a server is taken to be cut off from the others: an election takes up to 7."""
 
 
 class ApiError(BusError):
@@ -121,6 +123,8 @@ class JetStream:
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        self._failing: float | None = None
+        """Since when nothing could be stored."""
 
     async def append(
         self, subject: str, data: bytes, *, message_id: str | None, headers: Mapping[str, str] | None, timeout: float
@@ -135,7 +139,9 @@ class JetStream:
             await tries.connected(subject)
             try:
                 patience = tries.left if message_id is None else tries.patience
-                return _receipt(subject, data, await self.link.ask(subject, data, head=head, timeout=patience))
+                receipt = _receipt(subject, data, await self.link.ask(subject, data, head=head, timeout=patience))
+                self._failing = None
+                return receipt
             except TimeoutError:
                 problem: str | BusError = "no acknowledgement in time"
             except Unavailable as error:
@@ -144,9 +150,19 @@ class JetStream:
                 if not error.passing:
                     raise
                 problem = error
+            await self._doubt()
             if message_id is None:
                 raise Unavailable(f"{subject}: {problem}")
             await tries.again(subject, str(problem))
+
+    async def _doubt(self) -> None:
+        """Nothing was stored. A server that is cut off from the others answers pings all the same: ask another one, then."""
+        now = asyncio.get_running_loop().time()
+        if self._failing is None or not self.link.up.is_set():
+            self._failing = now
+        elif now - self._failing >= _CUT_OFF:
+            self._failing = None
+            await self.link.leave()
 
     async def get(self, stream: str, subject: str, timeout: float) -> Stored | None:
         """The last message of `subject`, by direct get."""

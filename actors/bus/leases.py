@@ -1,7 +1,8 @@
 """Leases over a JetStream key-value bucket: one key a lease, compare-and-set by revision, and the bucket's time to live.
 
 A key's revision is its sequence in the bucket's stream. The stream drops a key `ttl` seconds after its last write, and the
-lease is free. The server checks the expected revision before the message id, so a repeated write reads back.
+lease is free. The server checks the expected revision before the message id, so a repeated write reads back; and a write that was
+never acknowledged may yet be there when the next one comes, which is no reason to lose one's own lease.
 
 No per-message time to live and no limit markers: both misbehave with nats-py 2.16. A released lease leaves the
 bucket's usual delete marker.
@@ -13,7 +14,7 @@ import secrets
 from typing import Any
 
 from myna.actors import subjects
-from myna.actors.bus import LeaseLost, LeaseState
+from myna.actors.bus import LeaseLost, LeaseState, Unavailable
 from myna.actors.bus.jetstream import STREAM_NAME_IN_USE, WRONG_LAST_SEQUENCE, ApiError, JetStream, nanoseconds
 from myna.actors.subjects import MESSAGE_ID, token
 
@@ -31,6 +32,8 @@ class Leases:
         self._jetstream = jetstream
         self._replicas = replicas
         self._ttl: float | None = None
+        self._doubtful: dict[str, set[str]] = {}
+        """Message ids of our writes to a lease since the last one of which we know what became of it."""
 
     async def create(self) -> None:
         """Create the bucket, if there is none."""
@@ -70,6 +73,7 @@ class Leases:
 
     async def _write(self, name: str, data: bytes, expected: int, headers: dict[str, str] | None = None) -> int:
         message_id = secrets.token_hex(12)
+        self._doubtful.setdefault(name, set()).add(message_id)
         try:
             receipt = await self._jetstream.append(
                 _key(name),
@@ -82,9 +86,15 @@ class Leases:
             if error.number != WRONG_LAST_SEQUENCE:
                 raise
             last = await self._jetstream.get(_STREAM, _key(name), _TIMEOUT)
-            if last is not None and last.headers.get(MESSAGE_ID) == message_id:
-                return last.sequence  # a first try was stored, and its acknowledgement lost
-            raise LeaseLost(f"lease {name} is not ours: it changed since revision {expected}") from error
+            if last is not None and last.sequence <= expected:
+                raise Unavailable(
+                    f"lease {name} has changed, and a replica that is behind does not show how"
+                ) from error
+            ours = self._doubtful.pop(name, set())
+            if last is None or last.headers.get(MESSAGE_ID) not in ours:
+                raise LeaseLost(f"lease {name} is not ours: it changed since revision {expected}") from error
+            return last.sequence  # of a write whose acknowledgement was lost
+        self._doubtful.pop(name, None)
         return receipt.sequence
 
     def _config(self, ttl: float) -> dict[str, Any]:

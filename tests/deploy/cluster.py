@@ -35,7 +35,7 @@ class DeployedCluster:
     services: Sequence[str]
     folder: Path
 
-    async def healthy(self, within: float = 300.0) -> None:
+    async def healthy(self, within: float = 600.0) -> None:
         """Wait until all is well."""
         await self.compose.healthy(self.services, within=within)
 

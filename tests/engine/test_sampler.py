@@ -4,13 +4,16 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from myna.engine import sampler
 from myna.engine.sampler import Row, sample, uniform
 from myna.engine.sampling import SamplingParams
+from myna.engine.structured.matcher import Mask
 
 torch.set_num_threads(1)
 NONE: frozenset[int] = frozenset()
@@ -149,3 +152,57 @@ def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
     buckets = Counter(int(number * 10) for number in numbers)
     assert all(abs(buckets[bucket] - 400) < 100 for bucket in range(10))
     assert uniform(-1, 0) == uniform(2**64 - 1, 0)
+
+
+class Only:
+    """A grammar that allows these tokens."""
+
+    def __init__(self, vocabulary: int, *tokens: int) -> None:
+        self._tokens = frozenset(tokens)
+        self._mask = np.zeros(-(-vocabulary // 32), np.uint32)
+        for token in tokens:
+            self._mask[token // 32] |= np.uint32(1 << token % 32)
+
+    def allows(self, token: int) -> bool:
+        return token in self._tokens
+
+    def mask(self) -> Mask:
+        return self._mask
+
+
+@pytest.mark.parametrize("params", MIXED)
+def test_a_grammar_leaves_its_tokens_as_likely_to_each_other_as_they_were(params: dict[str, object]) -> None:
+    values = logits(1)[0]
+    allowed = [5, 31, 32, 70, 299]
+    rows = [replace(row(position, **params), constraint=Only(300, *allowed)) for position in range(3000)]
+    drawn = Counter(draw.token for draw in sample(values.repeat(len(rows), 1), rows))
+    assert set(drawn) <= set(allowed)
+    alone = torch.full((300,), -math.inf)
+    alone[allowed] = values[allowed]
+    wanted = Counter(
+        draw.token for draw in sample(alone.repeat(len(rows), 1), [replace(r, constraint=None) for r in rows])
+    )
+    assert drawn == wanted, "as if the others had no probability"
+
+
+def test_where_a_grammar_leaves_nothing_nothing_is_drawn_and_neighbours_go_on() -> None:
+    rows = [replace(row(temperature=t), constraint=Only(300)) for t in (0, 1.0)]
+    none, nothing, free = sample(logits(3), [*rows, row(temperature=0)])
+    assert (none.token, nothing.token) == (None, None)
+    assert free.token == int(logits(3)[2].argmax())
+
+
+def test_a_banned_token_comes_where_the_grammar_leaves_nothing_else() -> None:
+    for temperature in (0, 1.0):
+        forced = replace(row(banned=frozenset({7}), temperature=temperature), constraint=Only(300, 7))
+        either = replace(row(banned=frozenset({7}), temperature=temperature), constraint=Only(300, 7, 8))
+        assert [draw.token for draw in sample(logits(2), [forced, either])] == [7, 8]
+
+
+@pytest.mark.parametrize("vocabulary", [32, 33, 300])
+def test_a_mask_spreads_the_same_on_a_device_as_on_the_host(vocabulary: int) -> None:
+    masks = [Only(vocabulary, 0, 31, vocabulary - 1).mask(), Only(vocabulary, 5).mask()]
+    there = torch.from_numpy(np.stack(masks).view(np.int32))
+    here = sampler._spread(masks, torch.zeros(2, vocabulary))
+    assert torch.equal(sampler._bits(there, vocabulary), here)
+    assert here.sum(dim=1).tolist() == [len({0, 31, vocabulary - 1}), 1]

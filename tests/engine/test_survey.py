@@ -104,4 +104,3 @@ def test_a_survey_is_bounded_and_goes_through_a_frame() -> None:
     assert decode_report(body) == SurveyReport(survey)
     (body,) = FrameBuffer().feed(encode(Look()))
     assert decode_command(body) == Look()
-    drain(it)

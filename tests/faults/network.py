@@ -190,6 +190,7 @@ class FaultyBus(Bus):
         self._cuts = 0
         self._closed = False
         self._asking: dict[asyncio.Future[Any], None] = {}
+        self._renewals: set[int] = set()
         self._subscriptions: dict[Subscription, None] = {}
 
     # --- faults ---
@@ -360,16 +361,16 @@ class FaultyBus(Bus):
             try:
                 return self.network.broker.renew(name, holder, revision)
             except BusError:
-                state = self.network.broker.lease(name)  # a first try was stored, and its acknowledgement lost
-                if state is not None and state.holder == holder and state.revision == written.get("revision"):
+                state = self.network.broker.lease(name)  # perhaps ours was stored, and its acknowledgement lost
+                if state is not None and state.revision in self._renewals:
                     return state.revision
                 raise
 
         def note() -> int:
-            written["revision"] = renew()
-            return written["revision"]
+            revision = renew()
+            self._renewals.add(revision)
+            return revision
 
-        written: dict[str, int] = {}
         return await self._ask(note, 5.0)
 
     async def lease(self, name: str) -> LeaseState | None:

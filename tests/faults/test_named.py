@@ -6,11 +6,14 @@ take the remedy away by hand and run `python -m tests.faults`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
+from myna.actors.scheduler import attempts
+from myna.actors.scheduler.shell import Scheduler
 from myna.actors.worker import core as worker_core
 from myna.sdk.reader import ChunkCommand, ChunkReader
 from tests.faults.play import perform
@@ -36,8 +39,21 @@ def _end_at_the_last_chunk(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ChunkReader, "_over", over)
 
 
+def _trust_the_network(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(attempts, "LOST_BEATS", 10**9)
+
+
+def _trust_the_servers(patch: pytest.MonkeyPatch) -> None:
+    async def wait(_: Scheduler) -> None:
+        await asyncio.Event().wait()
+
+    patch.setattr(Scheduler, "_keep_streams", wait)
+
+
 DEFECTS = (
     Defect("an order that came twice, the second time late, was carried out again", 56, _forget_orders),
+    Defect("a dispatch that was lost was waited for for ever", 14, _trust_the_network),
+    Defect("a stream that servers had lost was not made again", 12, _trust_the_servers),
     Defect("a stream ended before its value, which then came out otherwise", 11, _end_at_the_last_chunk),
 )
 

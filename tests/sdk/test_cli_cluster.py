@@ -73,3 +73,12 @@ def test_a_release_in_which_a_role_has_other_rights_gets_new_credentials_for_it(
     monkeypatch.setattr(accounts.rights, "of_role", lambda role: wider if role is Role.ENGINE else of_role(role))
     keyring.complete(Tenant("default"))
     assert {role for role in Role if role_file(tmp_path, role).read_text() != old[role]} == {Role.ENGINE}
+
+
+def test_servers_know_each_other_by_the_authority_that_clients_need_no_certificate_of(tmp_path: Path) -> None:
+    files = ("--certificate", "/tls/server.pem", "--key", "/tls/server.key", "--routes-ca", "/tls/ca.pem")
+    init(tmp_path / "home", tmp_path / "out", *files)
+    for_clients, between = (tmp_path / "out" / "nats-1" / "nats.conf").read_text().split("cluster {")
+    assert "server.pem" in for_clients
+    assert "verify" not in for_clients
+    assert 'ca_file: "/tls/ca.pem", verify: true' in between

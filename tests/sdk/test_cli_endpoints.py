@@ -44,3 +44,10 @@ async def test_a_wrong_file_and_none_are_told_in_a_sentence(tmp_path: Path, monk
     answer = await run(str(tmp_path / "e.toml"))
     assert answer.exit_code == 1
     assert "url" in answer.output
+
+
+def test_a_machine_of_no_engine_and_no_endpoint_is_not_begun(tmp_path: Path) -> None:
+    given = {"MYNA_HOME": str(tmp_path), "MYNA_ENDPOINTS": ""}
+    answer = CliRunner().invoke(cli.main, ["up", "--engines", "0"], env=given)
+    assert answer.exit_code == 1
+    assert "set MYNA_ENDPOINTS" in answer.output

@@ -14,6 +14,7 @@ from myna.actors.scheduler import attempts
 from myna.actors.worker.noop import NoopBackend, NoopModel
 from myna.sdk.client import Client, connect
 from myna.sdk.errors import CallFailed, FunctionError
+from myna.sdk.examples import several_models
 from myna.sdk.models import models_of
 from tests.actors.stage import Stage, stage
 from tests.network import Network
@@ -60,6 +61,11 @@ async def test_calls_of_which_several_models_will_do_use_them_all(client: Client
         assert {(await answer.value()).model for answer in answers} == {"alpha", "beta"}
         answers = [ask.with_options(model="both")(f"{n}", session=session) for n in range(8)]
         assert {(await answer.value()).model for answer in answers} == {"alpha", "beta"}
+
+
+async def test_every_model_is_asked_and_the_first_makes_one_answer_of_what_they_say(client: Client) -> None:
+    assert await client.models() == ("alpha", "first", "both", "beta")
+    assert await several_models.main(client, question="why?", most=3) == " ".join(f"answer{n}" for n in range(64))
 
 
 async def test_a_model_that_nobody_serves_is_waited_for_a_while_and_then_told_with_those_that_are_there(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from myna.actors import codec, subjects
-from myna.actors.bus import Delivery, NotAllowed, Stored, Unavailable
+from myna.actors.bus import Delivery, LeaseLost, NotAllowed, Stored, Unavailable, jetstream
 from myna.actors.bus.nats import NatsBus
 from myna.actors.messages import SessionId, Tenant, VarId
 from myna.actors.server import Server, ServerConfig
@@ -92,6 +92,29 @@ async def test_a_message_id_is_known_after_a_killed_server(nats: NatsNetwork) ->
     again = await bus.append(write("v"), b"1", message_id="m")
     assert again.duplicate
     assert again.sequence == first.sequence
+
+
+async def test_a_server_through_which_nothing_can_be_stored_is_left_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is cut off from its cluster: it is there, answers pings, and has no stream that takes anything."""
+    monkeypatch.setattr(jetstream, "_CUT_OFF", 0.3)
+    servers = [await Server.start(ServerConfig(tmp_path / name, password="p")) for name in "ab"]
+    try:
+        bus = await NatsBus.connect([server.url for server in servers], user="myna", password="p")
+        used = bus._link.connected_url
+        (other,) = (server for server in servers if used is not None and server.port != used.port)
+        elsewhere = await NatsBus.connect(other.url, user="myna", password="p")
+        await elsewhere.ensure(subjects.STREAMS)
+        await bus.append(write("v"), b"1", message_id="m", timeout=20)
+        stored = await elsewhere.get(subjects.VALUES, write("v"))
+        assert stored is not None
+        assert stored.data == b"1"
+        await bus.close()
+        await elsewhere.close()
+    finally:
+        for server in servers:
+            await server.stop()
 
 
 async def test_an_append_without_message_id_is_not_repeated(nats: NatsNetwork) -> None:
@@ -373,3 +396,22 @@ async def test_a_lost_acknowledgement_of_a_renewal_is_asked_for_again(nats: Nats
     asyncio.get_running_loop().call_later(2.8, nats.server.resume)
     assert await renewing == revision + 1
     assert await bus.renew("leader", b"a", revision + 1) == revision + 2
+
+
+async def test_a_lease_is_not_lost_to_ones_own_renewal_that_was_never_acknowledged(
+    nats: NatsNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("myna.actors.bus.leases._TIMEOUT", 0.3)
+    bus, other = await nats.bus(), await nats.bus()
+    revision = await bus.acquire("leader", b"a", ttl=30)
+    nats.server.pause()
+    with pytest.raises(Unavailable):
+        await bus.renew("leader", b"a", revision)
+    nats.server.resume()
+    monkeypatch.undo()
+    renewed = await bus.renew("leader", b"a", revision)
+    assert renewed > revision
+    taken = await other.renew("leader", b"b", renewed)
+    with pytest.raises(LeaseLost):
+        await bus.renew("leader", b"a", renewed)
+    assert await other.renew("leader", b"b", taken) == taken + 1

@@ -20,18 +20,24 @@ from tests.network import MemoryNetwork
 
 
 @pytest.fixture
-async def play() -> AsyncIterator[Stage]:
-    async with stage(MemoryNetwork().bus) as it:
+def network() -> MemoryNetwork:
+    return MemoryNetwork()
+
+
+@pytest.fixture
+async def play(network: MemoryNetwork) -> AsyncIterator[Stage]:
+    async with stage(network.bus) as it:
         await it.scheduler()
         yield it
 
 
 @asynccontextmanager
-async def hosted(play: Stage, books: Path, *servers: Faulty, tokens: int = 10_000) -> AsyncIterator[Host]:
+async def hosted(network: MemoryNetwork, books: Path, *servers: Faulty, tokens: int = 10_000) -> AsyncIterator[Host]:
     """A host of an endpoint for each server, `e0`, `e1`, …; ended at once at the end."""
     endpoints = tuple(server.endpoint(f"e{n}", models={f"m{n}": "its"}) for n, server in enumerate(servers))
     budget = Budget(of=BudgetOf.TENANT, tokens=tokens)
-    host = Host(await play.bus("host"), "h", Endpoints(endpoint=endpoints, budget=(budget,)), books)
+    bus = await network.bus()
+    host = Host(bus, "h", Endpoints(endpoint=endpoints, budget=(budget,)), books)
     running = asyncio.create_task(host.run())
     await asyncio.wait_for(host.ready.wait(), 20)
     try:
@@ -39,14 +45,15 @@ async def hosted(play: Stage, books: Path, *servers: Faulty, tokens: int = 10_00
     finally:
         running.cancel()
         await asyncio.wait((running,))
+        await bus.close()
 
 
 async def test_each_endpoint_is_a_worker_and_one_that_is_away_does_not_keep_the_others(
-    play: Stage, tmp_path: Path
+    play: Stage, network: MemoryNetwork, tmp_path: Path
 ) -> None:
     async with faulty() as away:
         pass
-    async with faulty() as here, hosted(play, tmp_path / "books.json", away, here):
+    async with faulty() as here, hosted(network, tmp_path / "books.json", away, here):
         workers = {w.worker: w for w in (await play.status()).workers}
         assert workers["h-e0"].paused
         assert not workers["h-e1"].paused
@@ -56,9 +63,11 @@ async def test_each_endpoint_is_a_worker_and_one_that_is_away_does_not_keep_the_
         assert await application.text("a") == "one two"
 
 
-async def test_a_host_that_is_drained_ends_what_runs_and_then_itself(play: Stage, tmp_path: Path) -> None:
+async def test_a_host_that_is_drained_ends_what_runs_and_then_itself(
+    play: Stage, network: MemoryNetwork, tmp_path: Path
+) -> None:
     gate = Gate("begun")
-    async with faulty(gate) as server, hosted(play, tmp_path / "books.json", server) as host:
+    async with faulty(gate) as server, hosted(network, tmp_path / "books.json", server) as host:
         application = Application(await play.bus("application"), "s")
         await application.open()
         await application.submit(call("a"))
@@ -68,15 +77,15 @@ async def test_a_host_that_is_drained_ends_what_runs_and_then_itself(play: Stage
         assert await application.text("a") == "begun end"
 
 
-async def test_what_was_spent_is_known_to_the_next_host(play: Stage, tmp_path: Path) -> None:
+async def test_what_was_spent_is_known_to_the_next_host(play: Stage, network: MemoryNetwork, tmp_path: Path) -> None:
     books = tmp_path / "endpoints" / "h.json"
     async with faulty(usual=says("w", usage={"prompt_tokens": 60, "completion_tokens": 40})) as server:
         application = Application(await play.bus("application"), "s")
         await application.open()
-        async with hosted(play, books, server, tokens=120):
+        async with hosted(network, books, server, tokens=120):
             await application.submit(call("a"))
             assert isinstance(await application.outcome("a"), Value)
-        async with hosted(play, books, server, tokens=120):
+        async with hosted(network, books, server, tokens=120):
             await application.submit(call("b", tokens=50))
             failure = await application.outcome("b")
             assert isinstance(failure, Failure)

@@ -140,7 +140,7 @@ async def test_the_command_line_tells_why_over_a_real_server(
 
     async with stage(nats.bus) as play:
         await play.scheduler()
-        await play.worker("w", NoopBackend(NoopModel(step=0.2)))
+        await play.worker("w", NoopBackend(NoopModel(step=1.0)))
         async with connect(bus=await nats.bus()) as client, client.session() as session:
             running = roll("x")
             async for _ in running.stream():

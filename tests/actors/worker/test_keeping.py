@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from myna.actors.messages import (
     EventKind,
@@ -20,6 +21,7 @@ from myna.actors.messages import (
     VarId,
     WorkerId,
 )
+from myna.actors.worker.backend import Produced
 from myna.actors.worker.core import WorkerCore
 from myna.actors.worker.events import (
     Asked,
@@ -32,9 +34,11 @@ from myna.actors.worker.events import (
     PutValue,
     Read,
     ReadInputs,
+    Reported,
     Stored,
     Tell,
 )
+from myna.actors.worker.filling import PIECE
 from tests.actors.stage import call
 
 KEY: Any = ("t", "s", "call-a", 1)
@@ -108,6 +112,32 @@ def test_a_prompt_is_kept_with_the_values_of_its_inputs_until_it_is_released(cor
     assert (hold.id, hold.tenant, hold.inputs, hold.distance) == ("k1", "t", {"x": MADE}, 3.0)
     assert core.handle(Asked(Release(ids=("k0", "k1"), lease=7), 1.0)) == [Forgo("k1")]
     assert core.handle(Asked(Release(ids=("k1",), lease=7), 1.0)) == []
+
+
+def test_a_prompt_whose_last_input_is_being_generated_here_grows_as_its_chunks_are_stored(core: WorkerCore) -> None:
+    core.handle(Asked(Run(tenant="t", session="s", call=call("a"), attempt=1, lease=7), 1.0))
+    core.handle(Read(KEY, {}, {}, {}, None, 1.0))
+    order = structs.replace(retain(), stream="a", call=call("b", "x", "a"))
+    core.handle(Asked(order, 1.0))
+    (first,) = core.handle(Fetched(order, {VarId("x"): MADE}))
+    assert isinstance(first, Hoard)
+    assert (first.hold.inputs[VarId("x")], first.hold.inputs[VarId("a")].text) == (MADE, "")
+
+    def stored(n: int, tokens: int) -> list[Any]:
+        """The variable grows by so many tokens, and the stream takes them."""
+        core.handle(Reported(Produced(KEY, VarId("a"), f"{n} ", tuple(range(tokens))), 2.0 + n))
+        return [c for c in core.handle(Stored(KEY, VarId("a"), n, 2.5 + n)) if isinstance(c, Hoard | Forgo)]
+
+    assert stored(0, PIECE - 1) == []
+    gone, grown = stored(1, 1)
+    assert gone == Forgo("k1")
+    assert (grown.hold.id, grown.hold.made_here) == ("k1", "a")
+    value = grown.hold.inputs[VarId("a")]
+    assert (value.text, len(value.tokens), grown.hold.inputs[VarId("x")]) == ("0 1 ", PIECE, MADE)
+    assert stored(2, PIECE - 1) == []
+    assert len(stored(3, PIECE)) == 2
+    core.handle(Asked(Release(ids=("k1",), lease=7), 9.0))
+    assert stored(4, 2 * PIECE) == [], "it is kept no longer"
 
 
 def test_a_prompt_released_before_its_inputs_were_read_is_not_kept(core: WorkerCore) -> None:

@@ -170,7 +170,9 @@ class Cluster:
                 asking = self._clients.get(SessionId(retain.session))
                 if asking is not None:
                     prefix = chain_of(retain.call, retain.tenant, _describe(asking))
-                    known = tuple(b for b in prefix.boundaries[: prefix.prompt] if b.tokens <= prefix.tokens)
+                    # What is filled in while it is generated is not modelled: it comes with the consumer.
+                    tokens = prefix.tokens - asking.job.outputs.get(retain.stream, 0)
+                    known = tuple(b for b in prefix.boundaries[: prefix.prompt] if b.tokens <= tokens)
                     self.engines[worker].keep(retain.id, known, now, retain.distance)
             case LetGo(worker=worker, release=release):
                 for name in release.ids:

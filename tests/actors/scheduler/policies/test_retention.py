@@ -10,6 +10,7 @@ from myna.actors.messages import (
     Announce,
     Cancel,
     Close,
+    Declare,
     Input,
     Leave,
     Message,
@@ -19,8 +20,11 @@ from myna.actors.messages import (
     Sampling,
     Segment,
     SessionId,
+    StreamMode,
     Submit,
     Text,
+    Transform,
+    TransformKind,
     Usage,
     VarId,
     WorkerId,
@@ -46,6 +50,13 @@ def call(name: str, *segments: Segment | str, tokens: int = 200, **options: Any)
 
 def of(*names: str) -> Input:
     return Input(variables=names)
+
+
+def shown(spec: ModelCall, **options: Any) -> ModelCall:
+    """The call, its output with these options."""
+    *before, output = spec.messages[0].segments
+    segments = (*before, structs.replace(output, **options))
+    return structs.replace(spec, messages=(structs.replace(spec.messages[0], segments=segments),))
 
 
 def turn(name: str, *turns: str, question: str = "And then?") -> ModelCall:
@@ -298,8 +309,8 @@ def test_an_input_is_filled_in_as_it_is_generated_if_it_is_long_alone_and_seen_b
         (call("a", "short", tokens=100), call("b", LONG, of("a")), False),  # too short
         (call("a", "short"), call("b", LONG, of("a", "x")), False),  # joined with another
         (call("a", "short"), call("b", LONG, of("x"), of("a")), False),  # something else is missing before it
-        (call("a", "short", stream=StreamMode.BUFFERED), call("b", LONG, of("a")), False),
-        (call("a", "short", transforms=(Trim(),)), call("b", LONG, of("a")), False),
+        (shown(call("a", "short"), stream=StreamMode.BUFFERED), call("b", LONG, of("a")), False),
+        (shown(call("a", "short"), transforms=(Transform(kind=TransformKind.STRIP),)), call("b", LONG, of("a")), False),
     ):
         play = Play()
         play.log(Declare(variables=("x",)))
