@@ -33,6 +33,8 @@ or key, the value, and what would be right. Passwords are never shown: not in an
     MYNA_GATEWAY_ORIGINS  gateway.origins     origins of web pages that may use it, separated by commas (CORS)
     MYNA_HEALTH_FILE    -                     a file that an actor touches while it is well: see `actors/health.py`
     MYNA_ENDPOINTS      endpoints             file with the endpoints that are served too: see `actors/endpoints/settings.py`
+    MYNA_METRICS_PORT   metrics               port on which each actor serves /metrics for Prometheus; without it none does
+    OTEL_EXPORTER_OTLP_ENDPOINT  -            where traces are sent, by OTLP over HTTP; OpenTelemetry's other variables count too
     MYNA_NATS_SERVER    -                     the server program that `myna up` runs, in place of the one that is installed
     MYNA_LOG            log.level             debug, info, warning, error
     MYNA_LOG_FORMAT     log.format            auto, text, json
@@ -167,6 +169,8 @@ class Settings:
     serving: ServingTls | None = None
     endpoints: Path | None = None
     health: Path | None = None
+    metrics: int | None = None
+    traces: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,12 +274,14 @@ def _settings(source: _Source, home: Path) -> Settings:
         serving=_serving(source),
         endpoints=source.take("MYNA_ENDPOINTS", "endpoints", values.maybe(values.path), None),
         health=values.path(told) if (told := environment.get("MYNA_HEALTH_FILE")) else None,
+        metrics=source.take("MYNA_METRICS_PORT", "metrics", values.maybe(values.port), None),
+        traces=_traces(environment),
     )
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
-    """The variables from which `read` makes `settings` again, for a child process; without `serving` and `health`, which are the
-    parent's alone. With the password: don't log it."""
+    """The variables from which `read` makes `settings` again, for a child process; without `serving`, `health` and `metrics`, which
+    are the parent's alone. With the password: don't log it."""
     address, engine, gateway = settings.address, settings.engine, settings.gateway
     variables: dict[str, object] = {
         "MYNA_URL": address and address.url,
@@ -411,7 +417,10 @@ _TABLES: dict[str, frozenset[str]] = {
     "gateway": frozenset(f.name for f in fields(GatewaySettings)),
 }
 _KEYS = frozenset(
-    {"url", "user", "password", "password_file", "credentials", "replicas", "tenant", "cache", "endpoints", *_TABLES}
+    {
+        *("url", "user", "password", "password_file", "credentials", "replicas", "tenant", "cache", "endpoints"),
+        *("metrics", *_TABLES),
+    }
 )
 
 
@@ -440,6 +449,13 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
 def _meant(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _traces(environment: Mapping[str, str]) -> bool:
+    """Whether traces are sent: told by the variables that all programs with OpenTelemetry read."""
+    off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    named = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return not off and any(environment.get(name) for name in named)
 
 
 def _address(source: _Source) -> Address | None:

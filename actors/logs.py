@@ -1,4 +1,4 @@
-"""Logs: one structured event a line, ids bound to the context at the mailbox, no secret ever.
+"""Logs: one structured event a line, ids bound to the context at the mailbox, no secret ever, and no text of a variable.
 
 Readable on a terminal, JSON elsewhere. Only standard error is written: standard output belongs to results. Library code
 calls `structlog.get_logger()` and needs nothing from here; each process calls `configure` once, at its start.
@@ -86,11 +86,15 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
+# Without the frames' variables: these hold other people's texts, and passwords under any name.
+_TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+
+
 def _renderers(*, text: bool, colors: bool) -> list[structlog.typing.Processor]:
     if text:
-        return [structlog.dev.ConsoleRenderer(colors=colors)]
+        return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)]
     return [
-        structlog.processors.dict_tracebacks,
+        _TRACEBACKS,
         structlog.processors.JSONRenderer(default=str),
     ]
 

@@ -87,7 +87,8 @@ class Batch:
         # Decodes come on top: what is left of a prompt after a step that they shortened would cost a whole step more.
         decoding = any(program.work == 1 for program in self.running)
         budget = (self._limits.mixed_tokens if decoding else None) or self._limits.step_tokens
-        self._ahead = self._limits.ahead_tokens if decoding else None
+        awaited = any(program.request.priority > LEAST for program in chain(self.running, self.waiting))
+        self._ahead = self._limits.ahead_tokens if awaited else None
         calm = self.preemptions
         for program in list(self.running):
             if program.state is ProgramState.RUNNING:
@@ -122,7 +123,7 @@ class Batch:
         return tokens if work > 1 else 0
 
     def _part(self, program: Program, budget: int) -> int:
-        """Tokens of a prompt that a step computes. What is computed ahead must not hold outputs up, until somebody waits for it."""
+        """Tokens of a prompt that a step computes. What is computed ahead must hold nobody up, until somebody waits for it."""
         part = min(program.work, budget)
         if self._ahead is not None and program.request.priority == LEAST and program.publish_at is None:
             part = min(part, self._ahead)

@@ -42,7 +42,8 @@ class BatchLimits:
     """`max_sequences` programs run at a time; a step computes `step_tokens` of prompts beside a token of each output.
 
     `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
-    `ahead_tokens` of prompts that nobody waits for: as many as a step of outputs computes for next to nothing; None: no bound.
+    `ahead_tokens` of prompts that nobody waits for, while there is anything else: as many as a step of outputs computes for next
+    to nothing; None: no bound.
     """
 
     max_sequences: int = 64

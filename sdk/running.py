@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from myna.actors import codec, outcomes, subjects
 from myna.actors.bus import BusError, Unavailable
 from myna.actors.messages import PROTOCOL, Alive, Close, Open, Outcome, Value, VarId
-from myna.sdk import ids
+from myna.sdk import ids, spans
 from myna.sdk.outbox import Outbox
 from myna.sdk.reading import Reading
 
@@ -48,6 +49,7 @@ class Running:
         self.outbox = Outbox(self._append, session.fail)
         self.reading: Reading
         self._stop = asyncio.Event()
+        self._span: spans.SessionSpan | None = None
         self._owner: asyncio.Task[None]
 
     @classmethod
@@ -91,6 +93,8 @@ class Running:
             self.session.crashed(group)
         finally:
             self.client.forget(self)
+            if self._span is not None:
+                self._span.end()
 
     async def _begin(self) -> None:
         session = self.session
@@ -98,6 +102,7 @@ class Running:
         if session.attached:
             return
         await self._listen()
+        self._span = spans.begin(session.name, session.id)
         await self._append(
             codec.encode(
                 Open(
@@ -110,7 +115,8 @@ class Running:
                     keep=session.keep,
                     cache=session.cache,
                 )
-            )
+            ),
+            None if self._span is None else self._span.headers,
         )
 
     async def _listen(self) -> None:
@@ -152,9 +158,10 @@ class Running:
             with contextlib.suppress(BusError):  # a later one will get through, or the session expires
                 await self.bus.publish(subject, message)
 
-    async def _append(self, data: bytes) -> None:
+    async def _append(self, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         subject = subjects.log(self.client.tenant, self.session.id)
-        await self.bus.append(subject, data, message_id=self.session.next_message_id(), timeout=APPEND_TIMEOUT)
+        message_id = self.session.next_message_id()
+        await self.bus.append(subject, data, message_id=message_id, headers=headers, timeout=APPEND_TIMEOUT)
 
     async def publish(self, variable: VarId, value: Value) -> None:
         """Write a value. Raises `AlreadyAssigned`, `codec.TooLarge`, `Unavailable`."""

@@ -12,7 +12,7 @@ import signal
 import types
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import msgspec
 import structlog
@@ -22,6 +22,7 @@ from myna.actors.agents.host import AgentBackend, NativeFailure, Result
 from myna.actors.bus import Bus
 from myna.actors.health import Health
 from myna.actors.messages import ErrorCode, Failure, Input, NativeCall, Tenant, Value, VarId, WorkerId
+from myna.actors.telemetry.instruments import instruments
 from myna.actors.worker.backend import Job
 from myna.actors.worker.shell import Worker
 from myna.sdk import ids
@@ -32,6 +33,9 @@ from myna.sdk.errors import CallFailed, NotReady
 from myna.sdk.session import Session
 from myna.sdk.sync import SyncSession, SyncVariable
 from myna.sdk.variable import Variable, as_value
+
+if TYPE_CHECKING:
+    from myna.actors.telemetry.watch import WorkerWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -174,11 +178,12 @@ async def _result(returned: Any, name: str) -> Result:
 class Host:
     """The workers of some agents, on `bus`, for one tenant. Run by `run`, or inside `hosting`."""
 
-    def __init__(self, bus: Bus, agents: Sequence[Agent], tenant: Tenant) -> None:
+    def __init__(self, bus: Bus, agents: Sequence[Agent], tenant: Tenant, watches: Sequence[WorkerWatch] = ()) -> None:
         client = Client(bus=bus, tenant=tenant)
         self._performances = [Performance(agent, client) for agent in agents]
         self.workers = [
-            Worker(bus, WorkerId(ids.new(f"agent-{p.name}")), AgentBackend(p, tenant)) for p in self._performances
+            Worker(bus, WorkerId(ids.new(f"agent-{p.name}")), AgentBackend(p, tenant), watches)
+            for p in self._performances
         ]
 
     async def run(self) -> None:
@@ -224,22 +229,26 @@ async def serve_targets(targets: Sequence[str], settings: config.Settings | None
     Raises `NotReady` for a target that is none, `bus.Unavailable`."""
     agents = find_agents(targets)
     settings = settings or config.read()
-    bus = await config.connect_bus(settings, "myna-agent")
-    try:
-        host = Host(bus, agents, Tenant(settings.tenant))
-        running, ready = asyncio.ensure_future(host.run()), asyncio.ensure_future(host.ready())
-        health = Health(settings.health, lambda: ready.done() and bus.connected)
-        with _drained_by_signals(host, running):
-            async with health.told():
-                await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
-                if ready.done():
-                    _log.info("serving", agents=[agent.name for agent in agents])
-                ready.cancel()
-                await asyncio.wait([running])
-        if not running.cancelled():
-            running.result()
-    finally:
-        await bus.close()
+    with instruments(settings, "agents") as watching:
+        bus = await config.connect_bus(settings, "myna-agent")
+        try:
+            await _serve(Host(bus, agents, Tenant(settings.tenant), watching.worker()), settings, bus, agents)
+        finally:
+            await bus.close()
+
+
+async def _serve(host: Host, settings: config.Settings, bus: Bus, agents: Sequence[Agent]) -> None:
+    running, ready = asyncio.ensure_future(host.run()), asyncio.ensure_future(host.ready())
+    health = Health(settings.health, lambda: ready.done() and bus.connected)
+    with _drained_by_signals(host, running):
+        async with health.told():
+            await asyncio.wait([running, ready], return_when=asyncio.FIRST_COMPLETED)
+            if ready.done():
+                _log.info("serving", agents=[agent.name for agent in agents])
+            ready.cancel()
+            await asyncio.wait([running])
+    if not running.cancelled():
+        running.result()
 
 
 def find_agents(targets: Sequence[str]) -> list[Agent]:

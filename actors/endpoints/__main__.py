@@ -14,6 +14,7 @@ from myna.actors.endpoints.host import Host
 from myna.actors.endpoints.settings import read
 from myna.actors.health import Health
 from myna.actors.subjects import token
+from myna.actors.telemetry.instruments import instruments
 from myna.actors.worker.backend import BackendDied
 from myna.actors.worker.shell import WorkerFailed
 
@@ -39,13 +40,15 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
     if path is None:
         raise ConfigError("no endpoints are configured: set MYNA_ENDPOINTS to a file that describes them")
     endpoints = read(path)
-    bus = await config.connect_bus(settings, f"endpoints-{arguments.name}")
-    host = Host(bus, arguments.name, endpoints, settings.home / "endpoints" / f"{arguments.name}.json")
-    health = Health(settings.health, lambda: host.ready.is_set() and bus.connected)
-    try:
-        await process.attend(host.run(), host.ready, stop, health=health, drain=host.drain, grace=GRACE)
-    finally:
-        await bus.close()
+    books = settings.home / "endpoints" / f"{arguments.name}.json"
+    with instruments(settings, "endpoints") as watching:
+        bus = await config.connect_bus(settings, f"endpoints-{arguments.name}")
+        host = Host(bus, arguments.name, endpoints, books, watching.worker())
+        health = Health(settings.health, lambda: host.ready.is_set() and bus.connected)
+        try:
+            await process.attend(host.run(), host.ready, stop, health=health, drain=host.drain, grace=GRACE)
+        finally:
+            await bus.close()
 
 
 process.run("endpoints", _serve, expected=(WorkerFailed, BackendDied))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from myna.actors.bus import Bus
 from myna.actors.endpoints.backend import EndpointBackend
@@ -13,14 +15,19 @@ from myna.actors.messages import WorkerId
 from myna.actors.subjects import token
 from myna.actors.worker.shell import Worker
 
+if TYPE_CHECKING:
+    from myna.actors.telemetry.watch import WorkerWatch
+
 
 class Host:
     """The workers `<name>-<endpoint>`; what they spend is kept in the file `books`. Raises `InvalidName`."""
 
-    def __init__(self, bus: Bus, name: str, endpoints: Endpoints, books: Path) -> None:
+    def __init__(
+        self, bus: Bus, name: str, endpoints: Endpoints, books: Path, watches: Sequence[WorkerWatch] = ()
+    ) -> None:
         self._books = Books(books, endpoints.budget)
         self.workers = [
-            Worker(bus, WorkerId(token(f"{name}-{e.name}", "worker")), EndpointBackend(e, self._books.ledger))
+            Worker(bus, WorkerId(token(f"{name}-{e.name}", "worker")), EndpointBackend(e, self._books.ledger), watches)
             for e in endpoints.endpoint
         ]
         self.ready = asyncio.Event()

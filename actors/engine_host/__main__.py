@@ -12,6 +12,7 @@ from myna.actors.config import Settings
 from myna.actors.health import Health
 from myna.actors.messages import WorkerId
 from myna.actors.subjects import token
+from myna.actors.telemetry.instruments import instruments
 from myna.actors.worker.backend import Backend, BackendDied, BackendRefused
 from myna.actors.worker.noop import NoopBackend, NoopModel
 from myna.actors.worker.shell import Worker, WorkerFailed
@@ -42,13 +43,14 @@ def _backend(arguments: argparse.Namespace, settings: Settings) -> Backend:
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> None:
     arguments = _arguments()
-    bus = await config.connect_bus(settings, arguments.name)
-    worker = Worker(bus, WorkerId(arguments.name), _backend(arguments, settings))
-    health = Health(settings.health, lambda: worker.ready.is_set() and bus.connected)
-    try:
-        await process.attend(worker.run(), worker.ready, stop, health=health, drain=worker.drain, grace=GRACE)
-    finally:
-        await bus.close()
+    with instruments(settings, "engine-host") as watching:
+        bus = await config.connect_bus(settings, arguments.name)
+        worker = Worker(bus, WorkerId(arguments.name), _backend(arguments, settings), watching.worker())
+        health = Health(settings.health, lambda: worker.ready.is_set() and bus.connected)
+        try:
+            await process.attend(worker.run(), worker.ready, stop, health=health, drain=worker.drain, grace=GRACE)
+        finally:
+            await bus.close()
 
 
 process.run("engine-host", _serve, expected=(WorkerFailed, BackendDied), final=(BackendRefused,))

@@ -11,6 +11,7 @@ from myna.actors import config, process
 from myna.actors.config import Settings
 from myna.actors.gateway.server import DRAIN, Gateway
 from myna.actors.health import Health
+from myna.actors.telemetry.instruments import instruments
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -23,14 +24,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         for gateway in held:
             gateway.reconnected()
 
-    bus = await config.connect_bus(settings, "gateway", on_reconnect=reconnected)
-    try:
-        gateway = Gateway(bus, replace(settings.gateway, port=_port() or settings.gateway.port), settings.tenant)
-        held.append(gateway)
-        health = Health(settings.health, lambda: gateway.ready.is_set() and bus.connected)
-        await process.attend(gateway.run(), gateway.ready, stop, health=health, drain=gateway.stop, grace=DRAIN + 5.0)
-    finally:
-        await bus.close()
+    with instruments(settings, "gateway") as watching:
+        bus = await config.connect_bus(settings, "gateway", on_reconnect=reconnected)
+        try:
+            port = _port() or settings.gateway.port
+            gateway = Gateway(bus, replace(settings.gateway, port=port), settings.tenant, watching.requests())
+            held.append(gateway)
+            health = Health(settings.health, lambda: gateway.ready.is_set() and bus.connected)
+            grace = DRAIN + 5.0
+            await process.attend(gateway.run(), gateway.ready, stop, health=health, drain=gateway.stop, grace=grace)
+        finally:
+            await bus.close()
 
 
 def _port() -> int | None:

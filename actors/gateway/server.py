@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Coroutine, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvicorn
@@ -24,6 +24,9 @@ from myna.actors.gateway.tenancy import Tenancy
 from myna.actors.messages import Tenant
 from myna.actors.watch.watcher import Watcher
 from myna.sdk.client import Client
+
+if TYPE_CHECKING:
+    from myna.actors.telemetry.request_meters import RequestMeters
 
 DRAIN = 20.0
 """Seconds for the requests that run when the gateway is told to end."""
@@ -38,7 +41,7 @@ _log = structlog.get_logger(__name__)
 class Gateway:
     """Serves HTTP on `bus`. `run` ends when `stop` was called and all is done; `ready` is set when it listens at `url`."""
 
-    def __init__(self, bus: Bus, settings: GatewaySettings, tenant: str) -> None:
+    def __init__(self, bus: Bus, settings: GatewaySettings, tenant: str, meters: RequestMeters | None = None) -> None:
         """Raises `ConfigError`: for a bad table of keys, or none where strangers could ask."""
         keys = Keys(settings.keys, tenant, settings.rate, time.monotonic)
         local = settings.host in LOOPBACK
@@ -47,6 +50,7 @@ class Gateway:
                 f"gateway.host is {settings.host!r}: a gateway that others can reach needs a table of API keys (gateway.keys)"
             )
         self._bus = bus
+        self._meters = meters
         self._watcher = Watcher(bus)
         self._settings = settings
         self._keys = keys
@@ -90,8 +94,9 @@ class Gateway:
 
     async def _serve(self, listener: socket.socket) -> None:
         gate = Gate(self._rules, self._tenancy, self._known)
+        app = build(gate, self._is_ready)
         config = uvicorn.Config(
-            build(gate, self._is_ready),
+            app if self._meters is None else self._meters.around(app),
             http="httptools",
             ws="none",
             lifespan="off",

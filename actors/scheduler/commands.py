@@ -29,10 +29,11 @@ class SayHello(Struct, frozen=True):
 
 
 class Dispatch(Struct, frozen=True):
-    """Give a call to a worker."""
+    """Give a call to a worker. `waited`: seconds since it was ready."""
 
     worker: WorkerId
     run: Run
+    waited: float = 0.0
 
 
 class Halt(Struct, frozen=True):

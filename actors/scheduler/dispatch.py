@@ -99,8 +99,9 @@ class Dispatcher:
             cache=self._cache(tenant, session),
             source=place.source,
         )
+        waited = now - call.since
         self.occupy(call, place.worker, attempt, now, place)
-        state.out.append(Dispatch(place.worker.id, run))
+        state.out.append(Dispatch(place.worker.id, run, waited))
 
     def _cache(self, tenant: Tenant, session: SessionId) -> str:
         known = self._state.sessions.get((tenant, session))

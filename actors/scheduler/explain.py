@@ -31,11 +31,13 @@ def explain(
         state=call.state.value,
         worker=call.worker or "",
         seconds=round(now - call.since, 3) if call.state in (CallState.READY, CallState.RUNNING) else None,
-        reasons=tuple(_reasons(call, graph, fleet, planner, alone=alone)),
+        reasons=tuple(_reasons(call, graph, fleet, planner, now, alone=alone)),
     )
 
 
-def _reasons(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner, *, alone: bool) -> list[str]:
+def _reasons(
+    call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner, now: float, *, alone: bool
+) -> list[str]:
     match call.state:
         case CallState.WAITING:
             return [*_inputs(call, graph), *_kept(call, planner)]
@@ -43,7 +45,8 @@ def _reasons(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner
             leader = planner.follows(call)
             if leader is not None:
                 return [_follows(leader), *_need(call)]
-            return [*_queue(call, graph, fleet, planner, alone=alone), *_kept(call, planner), *_need(call)]
+            queue = _queue(call, graph, fleet, planner, alone=alone)
+            return [*queue, *_kept(call, planner), *_need(call), *_late(call, planner, now)]
         case CallState.RUNNING:
             return [*_place(call), *_need(call)]
         case CallState.ENDING:
@@ -138,3 +141,9 @@ def _need(call: CallNode) -> list[str]:
     if need.deadline is not None:
         told.append(f"it has to end by {need.deadline:.3f} on the scheduler's clock")
     return told
+
+
+def _late(call: CallNode, planner: Planner, now: float) -> list[str]:
+    if call.need is None or call.need.deadline is None or now + call.work * planner.lengths.pace < call.need.deadline:
+        return []
+    return ["it can't be in time any more, so that calls that can go first"]

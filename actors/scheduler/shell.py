@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import assert_never
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, assert_never
 
 import structlog
 from msgspec import structs
@@ -78,6 +78,10 @@ from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.state import SessionKey
 from myna.actors.subjects import InvalidName, Question, ToWorker
 
+if TYPE_CHECKING:
+    from myna.actors.telemetry.traces import SchedulerTraces
+    from myna.actors.telemetry.watch import SchedulerWatch
+
 log = structlog.get_logger(__name__)
 
 TICK = 0.5
@@ -104,8 +108,17 @@ class SchedulerFailed(Exception):
 class Scheduler:
     """One scheduler process's actor."""
 
-    def __init__(self, bus: Bus, name: str, policies: Policies | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        name: str,
+        policies: Policies | None = None,
+        watches: Sequence[SchedulerWatch] = (),
+        traces: SchedulerTraces | None = None,
+    ) -> None:
         self._bus = bus
+        self._traces = traces
+        self._watches = watches if traces is None else (*watches, traces)
         self._name = name
         self._nonce = uuid.uuid4().hex  # of message ids: who could guess one could have ours taken for a repetition
         self._core = SchedulerCore(policies)
@@ -238,6 +251,10 @@ class Scheduler:
         except WireError as error:
             self._reject(stored.subject, error)
             event = Garbled(address.tenant, address.session, self._now())
+        else:
+            leads = self._core.lease is not None
+            for watch in self._watches:
+                watch.logged(address.tenant, address.session, entry, stored.timestamp, stored.headers, leads=leads)
         await self._mailbox.put(event)
         self._log_read = stored.sequence
 
@@ -250,6 +267,8 @@ class Scheduler:
         if address.variable is None:
             return
         status, attempt = outcomes.read_headers(stored.headers)
+        for watch in self._watches:
+            watch.ended(address.tenant, address.session, address.variable, status, stored.timestamp)
         failure = await self._failure(stored.subject) if status is OutcomeStatus.FAILURE else None
         content = outcomes.read_content(stored.headers)
         event = Ended(
@@ -286,7 +305,7 @@ class Scheduler:
         try:
             stored = await self._bus.get(subjects.LOG, subjects.log(*key), fresh=True)
         except BusError as error:  # the core asks again
-            log.warning("the log can't be read", session=command.session, reason=str(error))
+            log.warning("the log can't be read", tenant=command.tenant, session=command.session, reason=str(error))
             return
         if stored is None or stored.sequence <= self._log_read:
             await self._mailbox.put(Unlogged(*key, self._now()))
@@ -336,7 +355,7 @@ class Scheduler:
             try:
                 answer = codec.encode(await history.page(self._bus, tenant, session, after))
             except (BusError, TimeoutError, WireError) as error:  # who asked asks again
-                log.warning("a log can't be told", session=session, reason=str(error) or "time-out")
+                log.warning("a log can't be told", tenant=tenant, session=session, reason=str(error) or "time-out")
                 return
         await self._send(delivery.reply, answer)
 
@@ -380,6 +399,8 @@ class Scheduler:
     async def _tick(self) -> None:
         while True:
             await self._mailbox.put(Tick(self._now(), healthy=self._bus.connected))
+            for watch in self._watches:
+                watch.ticked(self._core, self.rejected, self._streams)
             await asyncio.sleep(TICK)
 
     # --- commands ---
@@ -390,7 +411,7 @@ class Scheduler:
             try:
                 commands = self._core.handle(event)
             except Exception:
-                log.exception("the core failed on an event, which was skipped", what=repr(event)[:500])
+                log.exception("the core failed on an event, which was skipped", **_ids(event))
                 continue
             todo = deque(commands)
             while todo:
@@ -400,15 +421,18 @@ class Scheduler:
 
     async def _execute(self, command: Command) -> Sequence[Command]:
         """Carry out one command; returns what the core wants done if that proves impossible."""
+        for watch in self._watches:
+            watch.commanded(command)
         match command:
             case SayHello(hello=hello):
                 await self._send(subjects.HELLO, codec.encode(hello))
-            case Dispatch(worker=worker, run=run):
+            case Dispatch(worker=worker, run=run, waited=waited):
                 try:
                     data = codec.encode(run)
                 except WireError as error:
                     return self._core.handle(Heard(_undeliverable(worker, run, error), self._now()))
-                await self._tell(worker, ToWorker.RUN, data)
+                headers = None if self._traces is None else self._traces.headers(run, waited)
+                await self._send(border.to_worker(worker, ToWorker.RUN), data, headers)
             case Halt(worker=worker, stop=stop):
                 await self._tell(worker, ToWorker.STOP, codec.encode(stop))
             case Keep(worker=worker, retain=retain):
@@ -433,10 +457,10 @@ class Scheduler:
     async def _tell(self, worker: WorkerId, leaf: ToWorker, data: bytes) -> None:
         await self._send(border.to_worker(worker, leaf), data)
 
-    async def _send(self, subject: str, data: bytes) -> None:
+    async def _send(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Send at most once: what is lost shows in the next beats."""
         try:
-            await self._bus.publish(subject, data)
+            await self._bus.publish(subject, data, headers=headers)
         except (BusError, ValueError) as error:  # too large, or, for an answer, no subject at all
             log.warning("not sent", subject=subject, reason=str(error))
 
@@ -453,15 +477,15 @@ class Scheduler:
             try:
                 await self._store(outbox[0])
             except Unavailable as error:
-                log.warning("not stored yet", session=key[1], reason=str(error))
+                log.warning("not stored yet", tenant=key[0], session=key[1], reason=str(error))
                 await asyncio.sleep(RETRY)
                 continue
             except BusError as error:  # full, or forbidden: somebody must mend it, and readers wait meanwhile
-                log.error("can't be stored", session=key[1], reason=str(error))
+                log.error("can't be stored", tenant=key[0], session=key[1], reason=str(error))
                 await asyncio.sleep(RETRY)
                 continue
             except WireError as error:
-                log.error("could not be stored", session=key[1], reason=str(error))
+                log.error("could not be stored", tenant=key[0], session=key[1], reason=str(error))
             outbox.popleft()
         del self._outboxes[key]
 
@@ -495,6 +519,13 @@ class Scheduler:
             await self._bus.append(subject, data, headers=headers, message_id=f"{subject}:ended:{self._nonce}")
         except AlreadyAssigned:
             log.debug("a value came first", subject=subject)
+
+
+def _ids(event: SchedulerEvent) -> dict[str, object]:
+    """An event in a log: whose it is, and not what it holds."""
+    names = ("tenant", "session", "variable", "attempt", "worker", "call")
+    holder = event.message if isinstance(event, Heard) else event
+    return {"what": type(holder).__name__} | {n: getattr(holder, n) for n in names if hasattr(holder, n)}
 
 
 def _undeliverable(worker: WorkerId, run: Run, error: WireError) -> Event:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, assert_never
+from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 
 import structlog
 from msgspec import structs
@@ -70,6 +70,9 @@ from myna.actors.worker.events import (
 from myna.actors.worker.showing import Showing
 from myna.actors.worker.storage import Storage
 
+if TYPE_CHECKING:
+    from myna.actors.telemetry.watch import WorkerWatch
+
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
@@ -86,8 +89,9 @@ class WorkerFailed(Exception):
 class Worker:
     """One worker process's actor."""
 
-    def __init__(self, bus: Bus, worker: WorkerId, backend: Backend) -> None:
+    def __init__(self, bus: Bus, worker: WorkerId, backend: Backend, watches: Sequence[WorkerWatch] = ()) -> None:
         self._bus = bus
+        self._watches = watches
         self._worker = worker
         self._backend = backend
         self._incarnation = uuid.uuid4().hex
@@ -164,6 +168,8 @@ class Worker:
             match leaf:
                 case ToWorker.RUN:
                     run: Run = codec.decode(delivery.data, Run)
+                    for watch in self._watches:
+                        watch.asked(run, delivery.headers)
                     self._feed(Asked(run, self._now()))
                 case ToWorker.STOP:
                     stop: Stop = codec.decode(delivery.data, Stop)
@@ -212,7 +218,7 @@ class Worker:
         try:
             commands = self._core.handle(event)
         except Exception:
-            log.exception("the core failed on an event, which was skipped", what=repr(event)[:500])
+            log.exception("the core failed on an event, which was skipped", **_ids(event))
             commands = self._give_up(event)
         for command in commands:
             self._execute(command)
@@ -252,6 +258,8 @@ class Worker:
             case PutValue():
                 self._put(command)
             case Tell(event=event):
+                for watch in self._watches:
+                    watch.told(event)
                 self._spawn(self._send(self._to_scheduler(FromWorker.EVENT), codec.encode(event)))
             case Present():
                 self._spawn(self._present())
@@ -265,7 +273,10 @@ class Worker:
 
     def _put(self, command: PutValue) -> None:
         value = _by_wall_clock(command.value, time.time() - self._now())
-        self._showing.ended(command.key, self._core.function_of(command.key), value)
+        function = self._core.function_of(command.key)
+        self._showing.ended(command.key, function, value)
+        for watch in self._watches:
+            watch.made(command.key, function, value)
         self._spawn(self._await(self._storage.put_value, replace(command, value=value)))
 
     async def _await(self, work: Callable[[T], Awaitable[WorkerEvent]], what: T) -> None:
@@ -320,10 +331,14 @@ class Worker:
             await self._send(self._to_scheduler(FromWorker.BEAT), codec.encode(beat))
 
     async def _show(self) -> None:
-        """Show what goes on here, whether anybody looks or not. A tenant's agent has nobody to show it to."""
-        while self._tenant is None:
+        """Show what goes on here, whether anybody looks or not. A tenant's agent has only its own instruments to show it to."""
+        while self._tenant is None or self._watches:
             await asyncio.sleep(SHOW)
             insight = self._backend.look()
+            for watch in self._watches:
+                watch.looked(self._worker, self._offer, len(self._core.running), self._backend.load(), insight)
+            if self._tenant is not None:
+                continue
             sight = Sight(
                 worker=self._worker,
                 incarnation=self._incarnation,
@@ -348,6 +363,20 @@ class Worker:
     async def _leave(self, reason: str = "") -> None:
         leave = Leave(worker=self._worker, incarnation=self._incarnation, reason=reason[:1000])
         await self._send(self._to_scheduler(FromWorker.LEAVE), codec.encode(leave))
+
+
+def _ids(event: WorkerEvent) -> dict[str, object]:
+    """An event in a log: whose it is, and not what it holds."""
+    match event:
+        case Reported(report=report):
+            ids: Sequence[object] = report.key
+        case Read() | Stored() | Refused() | NotStored() | Due():
+            ids = event.key
+        case Asked(message=Run() as run):
+            ids = (run.tenant, run.session, run.call.id, run.attempt)
+        case _:
+            ids = ()
+    return {"what": type(event).__name__, **dict(zip(("tenant", "session", "call", "attempt"), ids, strict=False))}
 
 
 def _by_wall_clock(value: Value, offset: float) -> Value:

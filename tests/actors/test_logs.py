@@ -91,6 +91,22 @@ def test_an_exception_is_part_of_its_event() -> None:
     assert event["exception"][0]["exc_value"] == "wrong"
 
 
+@pytest.mark.parametrize("format", [LogFormat.JSON, LogFormat.TEXT])
+def test_an_exception_tells_where_and_not_what_variables_held(format: LogFormat) -> None:
+    out = configured(format=format)
+
+    def fails() -> None:
+        value = "a customer's " + "letter"
+        raise ValueError(str(len(value)))
+
+    try:
+        fails()
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    assert "fails" in out.getvalue()
+    assert "letter" not in out.getvalue().replace('"letter"', "")
+
+
 def test_an_application_that_configured_nothing_hears_only_of_trouble(capsys: pytest.CaptureFixture[str]) -> None:
     structlog.reset_defaults()
     logs.calm()

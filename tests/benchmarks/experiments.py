@@ -1,11 +1,12 @@
 """The experiments: applications on Myna, beside the same applications run by clients that wait.
 
     python tests/benchmarks/experiments.py [NAME ...] [--scale gpu|cpu|tiny] [--shape SHAPE] [--runs N] [--json FILE]
-        [--timelines FILE] [--without POLICY ...] [--quick]
+        [--timelines FILE] [--few] [--no-unshared] [--quick]
 
-Real NATS, scheduler and engine, each a process of its own; the applications are this process. Texts are exact to the token, outputs
-have fixed lengths, arms take turns, each run begins with a cold prefix cache of its own. What the arms are says `experiment/arms.py`,
-what the experiments are `experiment/workloads.py`. A ratio is the baseline's time divided by ours. `--quick` is the tiny scale.
+Real NATS, scheduler and engine, each a process of its own; the applications are this process. Texts are exact to the token,
+outputs have fixed lengths, arms take turns, each run begins with a cold prefix cache of its own. What the arms are says
+`experiment/arms.py`, what the experiments are `experiment/workloads.py`. A ratio is the baseline's time divided by ours.
+`--quick` is the tiny scale.
 """
 
 from __future__ import annotations

@@ -123,6 +123,13 @@ def test_the_fit_to_our_own_engines_steps_on_an_h100_is_near_on_what_it_has_not_
     assert sum(unseen) / 4 < 0.07
 
 
+@pytest.mark.parametrize("name", ["cpu2.json", "h100_myna.json"])
+def test_jobs_run_on_every_engine_that_was_fitted(name: str) -> None:
+    model = load(Path(__file__).parent / "simulation" / name)
+    some = jobs(WORKLOADS[0], model, 2, seed=0, scale=0.01)[:2]
+    assert all(t.ended is not None for t in Cluster(model, 2, policies()["ours"]).run(some))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.tuples(*(st.floats(1e-7, 1e-2),) * 2, *(st.floats(1e-9, 1e-4),) * 2))
 def test_a_fit_finds_the_constants_that_made_the_points(constants: tuple[float, float, float, float]) -> None:

@@ -99,7 +99,7 @@ class Page:
 
     async def leave(self) -> None:
         """Forget all that the page has stored."""
-        await self.run("(sessionStorage.clear(), true)")
+        await self.run("(location.protocol.startsWith('http') && sessionStorage.clear(), true)")
         await self.open("about:blank")
 
 

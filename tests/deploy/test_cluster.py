@@ -97,16 +97,18 @@ async def test_nothing_is_lost_when_the_network_is_cut(cluster: DeployedCluster,
     async with load.running() as tally:
         await tally.progress()
         leader = await cluster.leader()
-        for service, network, alias in (
-            ("noop", outside, "noop"),
-            (leader, outside, leader),
-            # Clients stay connected to a server that has lost the others.
-            ("nats-3", routes, "route-3"),
-        ):
+        for service in ("noop", leader):
             (container, *_) = await cluster.compose.containers(service)
-            async with cut_off(container, network, service, alias):
+            async with cut_off(container, outside, service):
                 await tally.progress()
             await cluster.healthy()
+        (container,) = await cluster.compose.containers("nats-3")
+        # Its clients stay connected to it. Those that store find out and go elsewhere; who only listens, as the agents' only host
+        # may, hears nothing until the cut is mended.
+        async with cut_off(container, routes, "route-3"):
+            await tally.progress(applications=0)
+        await cluster.healthy()
+        await tally.progress()
     assert tally.wrong == []
 
 
@@ -127,8 +129,10 @@ async def test_every_service_is_restarted_under_load_and_no_call_fails(cluster: 
 
 
 async def test_nothing_is_left_of_what_ran(cluster: DeployedCluster) -> None:
+    """But the sessions that gateways share between requests, which end when they were idle for a while."""
     async with asyncio.timeout(60.0):
-        while (seen := await cluster.status())["sessions"]:
-            pass  # to ask takes a second
+        seen = await cluster.status()
+        while any(session["name"] == "deploy" for session in seen["sessions"]):
+            seen = await cluster.status()
     assert seen["queued"] == 0
     assert all(worker["running"] == 0 for worker in seen["workers"])

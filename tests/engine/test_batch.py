@@ -73,6 +73,16 @@ def test_what_is_computed_ahead_takes_little_of_a_step_until_somebody_waits_for_
     assert "waits" in said.done
 
 
+def test_what_is_computed_ahead_delays_no_first_token() -> None:
+    limits = BatchLimits(4, 64, ahead_tokens=4)
+    config = EngineConfig(page_size=4, kv_tokens=256, limits=limits, checks=True)
+    machine = Engine(HashModel(vocabulary=VOCABULARY, context_length=CONTEXT), words(VOCABULARY), config)
+    machine.submit(ask("first", [1] * 20, greedy(2, ignore_eos=True)))
+    machine.retain(RequestId("ahead"), [3] * 40)
+    machine.step()
+    assert machine.stats().computed_tokens == 20 + 4
+
+
 def test_the_latest_of_the_least_important_gives_way_first() -> None:
     machine = engine(pages=12, step=64)
     for name, priority in (("important", 1), ("early", 0), ("late", 0)):

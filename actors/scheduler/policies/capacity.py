@@ -3,8 +3,9 @@
 Laws:
 - An engine that runs paced work (somebody waits for each token) takes other work only while its mean step stays within the
   bound: `STRETCH` times its step alone, by its own measured step times, or the `tpot` that was asked for. No more engines are
-  reserved so than paced work is a part of all work. Where no other engine serves the same, one call of other work is always
-  allowed, so that nothing waits for ever. What is not measured yet limits nothing.
+  reserved so than paced work is a part of all work. Where no other engine serves the same, the bound is `SOLE` times its step
+  alone, for there is nowhere else to go, and one call of other work is always allowed, so that nothing waits for ever. What is
+  not measured yet limits nothing.
 - A prompt is handed over when the engine can begin it within `BACKLOG` seconds. Until then it waits here, where a more urgent
   one may still pass it.
 - Interference: a step that computes prompts takes several times as long as one that only draws tokens. Beside more than `MANY`
@@ -22,6 +23,8 @@ from myna.actors.scheduler.policies.steps import StepModel
 
 STRETCH = 1.06
 """How much longer than alone a token may take beside others where somebody waits for it."""
+SOLE = 2.0
+"""The same, on an engine beside which no other serves the same."""
 HOLD = 30.0
 """Seconds for which an engine stays reserved after its last paced call: conversations go on."""
 HALF_LIFE = 20.0
@@ -176,17 +179,16 @@ class Occupancy:
         drawn = self.paced + self.other + (cost is not None)
         return self.steps.step(max(drawn, 1), self.pressure + (cost.pressure if cost else 0.0))
 
-    def bound(self) -> float:
+    def bound(self, *, sole: bool = False) -> float:
         """The longest mean step that its paced work allows."""
-        stretched = STRETCH * self.steps.alone
-        return min(self._bounds) if self._bounds else stretched
+        return min(self._bounds) if self._bounds else (SOLE if sole else STRETCH) * self.steps.alone
 
     def opens(self, pressure: float, *, sole: bool) -> bool:
         """Whether, being reserved, it takes one more call of other work, which commonly has so much `pressure`. `sole`: nobody
         else serves the same."""
         if (sole and self.other == 0) or not self.steps.measured:
             return True
-        return self.step(Cost(0.0, pressure, 1.0)) <= self.bound()
+        return self.step(Cost(0.0, pressure, 1.0)) <= self.bound(sole=sole)
 
     def check(self) -> None:
         """Raise AssertionError if the books can't be."""

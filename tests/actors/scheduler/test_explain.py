@@ -32,6 +32,18 @@ def test_a_ready_call_says_whether_workers_are_missing_or_full() -> None:
     assert "1 calls are ready, 0 of them for longer" in told(world, "b")
 
 
+def test_a_call_that_can_not_be_in_time_any_more_says_that_others_go_first() -> None:
+    soon = Objective(kind=ObjectiveKind.DEADLINE, seconds=10.0)
+    world = opened(call("a"), call("b", objective=soon), capacity=1)
+    hidden = next(n for n in "ab" if why(world, n).state == "ready")
+    if hidden == "a":  # the one with a deadline went first: let another wait
+        world.add(call("c", objective=soon))
+        hidden = "c"
+    assert "in time any more" not in told(world, hidden)
+    world.now += 10.0
+    assert "it can't be in time any more, so that calls that can go first" in told(world, hidden)
+
+
 def test_a_running_call_says_where_why_and_since_when() -> None:
     world = opened(call("a", objective=Objective(kind=ObjectiveKind.LATENCY)))
     world.now += 2.0

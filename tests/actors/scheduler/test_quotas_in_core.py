@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 from msgspec import structs
 
 from myna.actors.messages import (
@@ -190,6 +192,33 @@ def test_what_a_session_used_is_recorded_when_it_is_purged_and_counts_once() -> 
     books.feed(Recorded(ACME, record.used, len(record.calls), books.now))
     (after,) = books.core.status(books.now).tenants
     assert (after.used, after.used_by) == (before.used, 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["one", "two"]), st.sampled_from("abc"), st.booleans(), st.integers(1, 900))))
+def test_tokens_are_counted_by_call_session_and_tenant_and_the_counts_agree(
+    ends: list[tuple[str, str, bool, int]],
+) -> None:
+    books = Books()
+    for session in (ONE, TWO):
+        books.open(session)
+        entry = Submit(calls=tuple(call(name, outputs=2) for name in "abc"))
+        books.feed(Logged(ACME, session, entry, books.now))
+    used: dict[tuple[str, str], int] = {}
+    seen = set()
+    for session_, name, second, tokens in ends:
+        if (session_, name, second) not in seen:  # a variable ends once; what is read again counts nothing
+            used[session_, f"call-{name}"] = used.get((session_, f"call-{name}"), 0) + tokens
+        seen.add((session_, name, second))
+        books.end(f"{name}-{int(second)}", session=SessionId(session_), tokens=tokens)
+    (total,) = books.core.status(books.now).tenants
+    assert (total.used.prompt_tokens, total.used_by) == (sum(used.values()), len(used))
+    for session in (ONE, TWO):
+        books.feed(Logged(ACME, session, Close(), books.now))
+    books.now += CLOSING
+    records = [r for c in books.feed(Tick(books.now)) if isinstance(c, PurgeSession) for r in c.used]
+    assert {(r.session, c.call): c.usage.prompt_tokens for r in records for c in r.calls} == used
+    assert all(r.used.prompt_tokens == sum(c.usage.prompt_tokens for c in r.calls) for r in records)
 
 
 def test_a_tenant_sees_its_own_books_alone() -> None:

@@ -1,4 +1,4 @@
-"""The workloads as applications, written once with the SDK; who runs them, and whether it waits between calls, is the arm's affair.
+"""The workloads as applications, written once with the SDK. Who runs them, and whether it waits between calls, is the arm's.
 
 Every size is a number of tokens and a parameter. Outputs have fixed lengths: they are drawn greedily, past any end of text.
 """

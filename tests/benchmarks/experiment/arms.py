@@ -1,7 +1,7 @@
 """Arms: who sends an experiment's calls, at what distance, to which scheduler. And a run of one of them.
 
-Law: arms have the same engine, limits, texts and arrivals; each run has a prefix cache of its own, which is cold. A waiting client
-sends each call the moment its inputs have come back, siblings at once, over a connection that it keeps.
+Law: arms have the same engine, limits, texts and arrivals; each run has a prefix cache of its own, which is cold. A waiting
+client sends each call the moment its inputs have come back, siblings at once, over a connection that it keeps.
 
     (a)    a waiting client, no prefix cache; the scheduler serves in the order of arrival
     (b)    the same with prefix cache

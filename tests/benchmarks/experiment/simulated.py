@@ -3,8 +3,8 @@
     python -m tests.benchmarks.experiment.simulated [--json FILE] [--quick]
 
 The engines are fitted to measured steps (`simulation/engine.py`); the fit's error is a row of the report. Arms are those of
-`arms.py`: a waiting client's application comes in stages, each submitted when the results of the one before have come back, a round
-trip later; without prefix cache, no two prompts have anything in common.
+`arms.py`: a waiting client's application comes in stages, each submitted when the results of the one before have come back, a
+round trip later; without prefix cache, no two prompts have anything in common.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def compare(
 
 def simulate(model: EngineModel, *, quick: bool = False) -> list[Row]:
     """Every case."""
-    seconds, seeds = (30.0, (0,)) if quick else (120.0, (0, 1, 2))
+    seconds, seeds = (15.0, (0,)) if quick else (30.0, (0, 1, 2))
     rows = compare(
         "four GPTs, rate within 20 ms a token",
         lambda arm: highest_rate(arm, model, seconds, 0),

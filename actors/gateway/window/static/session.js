@@ -169,7 +169,7 @@ class CallPanel {
     const facts = [["Call", this.node.id]];
     const worker = seen.worker ?? ended?.timing?.worker;
     if (worker) facts.push(["Engine", worker]);
-    if (seen.seconds !== null && seen.seconds !== undefined) facts.push([`In state ${state}`, seconds(seen.seconds)]);
+    if (seen.seconds !== null && seen.seconds !== undefined) facts.push([seen.state === "running" ? "There for" : "Ready for", seconds(seen.seconds)]);
     if (going?.tokens) facts.push(["Context", `${many(going.tokens, "token")}, ${going.cached} found in the cache`]);
     if (ended) facts.push(["Prompt", `${many(ended.usage.prompt, "token")}, ${ended.usage.cached} found in the cache`]);
     if (ended) facts.push(["Output", many(ended.usage.output, "token")]);

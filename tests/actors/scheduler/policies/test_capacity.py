@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from myna.actors.scheduler.policies.capacity import BACKLOG, CALM, MANY, STRETCH, Cost, Demanded, Occupancy
+from myna.actors.scheduler.policies.capacity import BACKLOG, CALM, MANY, SOLE, STRETCH, Cost, Demanded, Occupancy
 from myna.actors.scheduler.policies.steps import StepModel
 
 CHAT = Cost(300.0, 200.0, 100.0, paced=True)
@@ -56,6 +56,22 @@ def test_an_engine_of_paced_work_takes_other_work_only_while_its_step_stays_with
         taken += 1
     assert 1 <= taken < 20
     assert occupancy.step() <= STRETCH * occupancy.steps.alone * 1.05
+
+
+def test_a_sole_engine_takes_more_other_work_than_one_of_several_and_still_not_more_than_was_asked_for() -> None:
+    taken = {}
+    for sole in (False, True):
+        occupancy = measured()
+        occupancy.add(CHAT, 0.0)
+        while occupancy.opens(BATCH.pressure, sole=sole):
+            occupancy.add(BATCH, 0.0)
+        taken[sole] = occupancy.other
+        assert occupancy.step() <= (SOLE if sole else STRETCH) * occupancy.steps.alone
+    assert taken[True] > 5 > taken[False]
+    asked = measured()
+    asked.add(Cost(300.0, 200.0, 100.0, paced=True, tpot=1.05 * asked.steps.alone), 0.0)
+    asked.add(BATCH, 0.0)
+    assert not asked.opens(BATCH.pressure, sole=True)
 
 
 def test_one_call_of_other_work_is_taken_where_nobody_else_serves_it_and_before_measurement_there_is_no_limit() -> None:
