@@ -2,7 +2,7 @@
 SHELL := bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-docker check format docs dist clean
+.PHONY: help demo dev test test-docker bench-smoke check format docs dist clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -22,6 +22,10 @@ test-docker: ## Build the cluster's images, run it, break it: 15 minutes and mor
 	@.ci/venv dev
 	@.ci/docker
 	MYNA_TEST_DOCKER=1 MYNA_REQUIRE_LANES=docker $(BIN)/python -m pytest tests/deploy
+
+bench-smoke: ## Run every experiment small, and compare its ratios with the recorded ones: minutes
+	@.ci/venv dev
+	$(BIN)/python -m tests.benchmarks.experiment.smoke
 
 check: ## Lint, formatting, types, import laws
 	@.ci/venv dev

@@ -221,6 +221,11 @@ def read(environment: Mapping[str, str] | None = None) -> Settings:
     return _settings(_open(environment, home), home)
 
 
+def environment_with(file: Path | None) -> dict[str, str]:
+    """This process's environment; with a `file`, that one is the settings file."""
+    return dict(os.environ) if file is None else os.environ | {"MYNA_CONFIG": str(file)}
+
+
 def problems(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """All that is wrong with the settings, not the first thing alone, and variables that look like settings and are none."""
     environment = os.environ if environment is None else environment

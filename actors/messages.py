@@ -736,7 +736,7 @@ class DrainRequest(Frozen, frozen=True, tag="drain?"):
 
 
 class CordonRequest(Frozen, frozen=True, tag="cordon?"):
-    """The operator asks the leading scheduler to have a worker take no new calls, or to take them again; answered with the status."""
+    """The operator asks the leading scheduler to have a worker take no calls, or to take them again; answered with the status."""
 
     worker: Id
     lift: bool = False

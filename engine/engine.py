@@ -497,7 +497,9 @@ class Engine:
         """Begin a step. From here on its tokens count as computed: whatever begins later comes after it."""
         plan = self._planner.plan(chunks)
         drawing = [_draw_of(chunk.program) for chunk in chunks if chunk.draws]
-        matchers = [output.matcher for _, output, _ in drawing if output.matcher is not None and self._wants_mask(output)]
+        matchers = [
+            output.matcher for _, output, _ in drawing if output.matcher is not None and self._wants_mask(output)
+        ]
         if not any(step.drawing for step in self._under_way):
             self._masks.begin(matchers)
         began = time.perf_counter()
@@ -521,7 +523,9 @@ class Engine:
         unread = program.context.unread
         banned = output.stop_tokens if output.bans_stops(unread) else _NOTHING
         position = len(program.context.tokens) + unread
-        constraint = None if output.matcher is None else _Foreseen(self._under_way, output.matcher, matchers, self._masks)
+        constraint = (
+            None if output.matcher is None else _Foreseen(self._under_way, output.matcher, matchers, self._masks)
+        )
         return Row(output.sampling, output.seed, position, output.counts, output.prompt_ids, banned, constraint)
 
     def _wants_mask(self, output: Output) -> bool:

@@ -60,7 +60,9 @@ class Conversation:
         )
         used = [*self._used, *placeholders(text)]
         call = self._call((*self._messages, turn, wire.Message(segments=(place,), role=Role.ASSISTANT.value)))
-        variable: Placeholder = session.submit(Prepared(call, (Result(label, (reply,), True, parse=output.parse),), tuple(used)))
+        variable: Placeholder = session.submit(
+            Prepared(call, (Result(label, (reply,), True, parse=output.parse),), tuple(used))
+        )
         self._messages.append(turn)
         self._used = used
         self._add(Role.ASSISTANT, variable)

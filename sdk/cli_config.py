@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -16,10 +15,6 @@ def configuration() -> None:
     """Check the settings, or show them."""
 
 
-def _environment(file: Path | None) -> dict[str, str]:
-    return dict(os.environ) if file is None else os.environ | {"MYNA_CONFIG": str(file)}
-
-
 _FILE = click.argument("file", type=click.Path(path_type=Path), required=False)
 
 
@@ -28,10 +23,10 @@ _FILE = click.argument("file", type=click.Path(path_type=Path), required=False)
 def check(file: Path | None) -> None:
     """Tell all that is wrong with the settings: those of FILE, or of the file that MYNA_CONFIG names, or of MYNA_HOME/myna.toml,
     beneath those of the environment."""
-    found = config.problems(_environment(file))
+    found = config.problems(config.environment_with(file))
     if found:
         raise Told("\n  ".join((f"{len(found)} {'problem' if len(found) == 1 else 'problems'}:", *found)))
-    if (endpoints := config.read(_environment(file)).endpoints) is not None:
+    if (endpoints := config.read(config.environment_with(file)).endpoints) is not None:
         from myna.actors.endpoints.settings import read
 
         read(endpoints)
@@ -42,6 +37,6 @@ def check(file: Path | None) -> None:
 @_FILE
 def show(file: Path | None) -> None:
     """Show the settings in force, as the variables that would set them. Passwords are hidden."""
-    variables = config.to_environment(config.read(_environment(file)))
+    variables = config.to_environment(config.read(config.environment_with(file)))
     for name, value in variables.items():
         click.echo(f"{name}={'(hidden)' if name == 'MYNA_PASSWORD' else value}")

@@ -36,6 +36,11 @@ class Audience(Protocol):
         """The session has ended without an outcome of this variable."""
 
 
+ABSENT = 30.0
+"""Seconds for which a session's log must be absent to be taken as purged: a replica that is cut off from the others lacks what they
+have stored since."""
+
+
 class Reading:
     """Reads one session's values for `audience`. All tasks belong to `tasks`."""
 
@@ -55,6 +60,7 @@ class Reading:
         self._getters = 0
         self._timer: asyncio.TimerHandle | None = None
         self._streams: set[Callable[[], None]] = set()
+        self._absent_since: float | None = None
         self.closed = False
         self._loop = asyncio.get_running_loop()
 
@@ -199,11 +205,20 @@ class Reading:
     async def _probe(self) -> None:
         try:
             last = await self._bus.get(subjects.LOG, subjects.log(self._tenant, self._session))
-            ended = last is None or isinstance(codec.decode(last.data, LogEntry), Close)
+            ended = self._is_absent() if last is None else isinstance(codec.decode(last.data, LogEntry), Close)
         except (BusError, codec.WireError):
             return
+        if last is not None:
+            self._absent_since = None
         if ended:
             self._feed(reader.Gone(self._loop.time()))
+
+    def _is_absent(self) -> bool:
+        """Whether the log has been absent for so long that it is purged, not just unknown to a replica that is behind."""
+        now = self._loop.time()
+        if self._absent_since is None:
+            self._absent_since = now
+        return now - self._absent_since >= ABSENT
 
     # --- streams ---
 

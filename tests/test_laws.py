@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import graphlib
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import grimp
@@ -88,25 +86,3 @@ def test_the_environment_is_read_in_few_known_places() -> None:
         if any(word in file.read_text() for word in ("os.environ", "os.getenv"))
     }
     assert readers <= ENVIRONMENT_READERS
-
-
-def test_the_wheel_holds_the_tree_and_nothing_else(tmp_path: Path) -> None:
-    copy = tmp_path / "tree"  # setuptools leaves its notes where it builds
-    shutil.copytree(ROOT / ".src" / "myna", copy / ".src" / "myna", symlinks=True)
-    for name in ("pyproject.toml", "README.md", "LICENSE", *ROOMS):
-        (copy / name).symlink_to(ROOT / name)
-    (copy / "wheels").mkdir()
-    answer = subprocess.run(
-        [sys.executable, "-c", "from setuptools.build_meta import build_wheel; build_wheel('wheels')"],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    (wheel,) = (copy / "wheels").glob("*.whl")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    tree = {f"myna/{file.relative_to(ROOT)}" for room in ROOMS for file in (ROOT / room).rglob("*.py")}
-    tree |= {f"myna/{file.relative_to(ROOT)}" for file in (ROOT / "actors/gateway/window/static").iterdir()}
-    assert packed == tree | {"myna/__init__.py", "myna/__main__.py", "myna/py.typed"}

@@ -302,7 +302,11 @@ class EngineBackend(Backend):
 
     def _finished(self, report: frames.FinishedReport) -> None:
         running = self._running.get(report.request_id)
-        if running is not None and report.reason is EngineReason.TRUNCATED and not running.places[report.output].partial:
+        if (
+            running is not None
+            and report.reason is EngineReason.TRUNCATED
+            and not running.places[report.output].partial
+        ):
             self._cut(report, running)
         elif running is not None:
             usage = Usage(

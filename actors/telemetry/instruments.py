@@ -7,6 +7,7 @@ lost, and nothing waits. The exporter reads OpenTelemetry's own variables: OTEL_
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -79,6 +80,7 @@ def instruments(settings: Settings, process: str) -> Iterator[Instruments]:
     with contextlib.ExitStack() as ends:
         registry = None if settings.metrics is None else _serve(settings.metrics, ends)
         writer = _send(process, ends) if settings.traces else None
+        gc.freeze()  # what was loaded stays: collections look at what comes and goes
         yield Instruments(registry, writer)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from myna.actors.messages import Close, Failure, LogEntry, Open, SessionId, StreamStatus, Tenant, Tried, VarId
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.commands import AppendEntry, Command, Dispatch, EndVariable
 from myna.actors.scheduler.core import SchedulerCore
+from myna.actors.telemetry.tallies import Tally, Times
 from myna.actors.telemetry.worker_meters import SECONDS
 
 MOST_SESSIONS = 50_000
@@ -20,21 +21,21 @@ class SchedulerMeters:
     """See the module."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._decisions = Counter("myna_scheduler_decisions", "What was decided.", ["kind"], registry=registry)
-        self._queue = Histogram(
+        self._decisions = Tally(registry, "myna_scheduler_decisions", "What was decided.", ("kind",))
+        self._queue = Times(
+            registry,
             "myna_scheduler_queue_seconds",
             "From a call's being ready, or ready again, to its dispatch.",
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
         )
-        self._retries = Counter("myna_scheduler_retries", "Attempts that failed and are made again.", registry=registry)
-        self._failures = Counter("myna_scheduler_failures", "Variables that fail, by why.", ["code"], registry=registry)
-        self._cancelled = Counter("myna_scheduler_cancelled", "Variables that are cancelled.", registry=registry)
-        self._jct = Histogram(
+        self._retries = Tally(registry, "myna_scheduler_retries", "Attempts that failed and are made again.")
+        self._failures = Tally(registry, "myna_scheduler_failures", "Variables that fail, by why.", ("code",))
+        self._cancelled = Tally(registry, "myna_scheduler_cancelled", "Variables that are cancelled.")
+        self._jct = Times(
+            registry,
             "myna_session_seconds",
             "Job completion time: from a session's opening to the last outcome before its close.",
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
         )
         self._standing = {
             name: Gauge(f"myna_scheduler_{name}", help, registry=registry)
@@ -64,7 +65,7 @@ class SchedulerMeters:
             case Close():
                 opened, last = self._sessions.pop(key, (at, None))
                 if leads and last is not None:
-                    self._jct.observe(max(last - opened, 0.0))
+                    self._jct.observe(last - opened)
             case _:
                 pass
 
@@ -76,16 +77,16 @@ class SchedulerMeters:
 
     def commanded(self, command: Command) -> None:
         """Count what is decided."""
-        self._decisions.labels(_KINDS[type(command)]).inc()
+        self._decisions.add(1, _KINDS[type(command)])
         match command:
             case Dispatch(waited=waited):
-                self._queue.observe(max(waited, 0.0))
+                self._queue.observe(waited)
             case EndVariable(outcome=Failure(code=code)):
-                self._failures.labels(code.value).inc()
+                self._failures.add(1, code.value)
             case EndVariable():
-                self._cancelled.inc()
+                self._cancelled.add(1)
             case AppendEntry(entry=Tried()):
-                self._retries.inc()
+                self._retries.add(1)
             case _:
                 pass
 

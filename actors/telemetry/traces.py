@@ -43,7 +43,7 @@ from myna.actors.telemetry.context import Context
 from myna.actors.telemetry.spans import Span, Spans
 from myna.actors.worker.backend import Insight, Offer, RunKey
 
-PACE = 25.0
+PACE = 10.0
 """Calls a second, in the long run, that are recorded unasked."""
 BURST = 500.0
 """Calls that may be recorded at once after a quiet time."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import assert_never
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry
 
 from myna.actors.messages import CallId, Event, EventKind, Run, SessionId, Tenant, Usage, Value, WorkerId
 from myna.actors.telemetry.backend_meters import BackendMeters
 from myna.actors.telemetry.labels import Bounded
 from myna.actors.telemetry.spans import Span, Spans
+from myna.actors.telemetry.tallies import Tally, Times
 from myna.actors.worker.backend import Insight, Offer, RunKey
 
 MOST_TENANTS = 50
@@ -26,35 +27,18 @@ class WorkerMeters:
     """See the module. Several workers of one process count into the same meters; gauges have a worker's label."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._calls = Counter(
-            "myna_calls", "Attempts that ended here, by how.", ["outcome", "tenant"], registry=registry
+        self._calls = Tally(registry, "myna_calls", "Attempts that ended here, by how.", ("outcome", "tenant"))
+        self._failures = Tally(registry, "myna_attempt_failures", "Attempts that failed here, by why.", ("code",))
+        self._tokens = Tally(
+            registry, "myna_tokens", "Tokens of calls: prompt, of which cached, and output.", ("kind", "tenant")
         )
-        self._failures = Counter(
-            "myna_attempt_failures", "Attempts that failed here, by why.", ["code"], registry=registry
+        self._queue = Times(registry, "myna_worker_queue_seconds", "From a call's arrival here to its begin.", SECONDS)
+        self._first = Times(
+            registry, "myna_time_to_first_token_seconds", "From a call's arrival here to its first token.", SECONDS
         )
-        self._tokens = Counter(
-            "myna_tokens",
-            "Tokens of calls: prompt, of which cached, and output.",
-            ["kind", "tenant"],
-            registry=registry,
-        )
-        self._queue = Histogram(
-            "myna_worker_queue_seconds", "From a call's arrival here to its begin.", buckets=SECONDS, registry=registry
-        )
-        self._first = Histogram(
-            "myna_time_to_first_token_seconds",
-            "From a call's arrival to its first token.",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._pace = Histogram(
-            "myna_time_per_output_token_seconds", "For each token after the first.", buckets=PACES, registry=registry
-        )
-        self._whole = Histogram(
-            "myna_call_seconds",
-            "From a call's arrival here to the end of its last output.",
-            buckets=SECONDS,
-            registry=registry,
+        self._pace = Times(registry, "myna_time_per_output_token_seconds", "For each token after the first.", PACES)
+        self._whole = Times(
+            registry, "myna_call_seconds", "From a call's arrival here to the end of its last output.", SECONDS
         )
         self._backend = BackendMeters(registry)
         self._tenant = Bounded(MOST_TENANTS)
@@ -73,7 +57,7 @@ class WorkerMeters:
             return
         key = (Tenant(event.tenant), SessionId(event.session), CallId(event.call), event.attempt)
         span, tenant = self._spans.take(key), self._tenant(event.tenant)
-        self._calls.labels(event.kind.value, tenant).inc()
+        self._calls.add(1, event.kind.value, tenant)
         self._use(event.usage, tenant)
         match event.kind:
             case EventKind.FINISHED:
@@ -81,7 +65,7 @@ class WorkerMeters:
                     self._time(span)
             case EventKind.FAILED:
                 if event.failure is not None:
-                    self._failures.labels(event.failure.code.value).inc()
+                    self._failures.add(1, event.failure.code.value)
             case EventKind.REFUSED | EventKind.OVERTAKEN:
                 pass
             case _:
@@ -94,14 +78,14 @@ class WorkerMeters:
             ("output", used.output_tokens),
         ):
             if tokens > 0:
-                self._tokens.labels(kind, tenant).inc(tokens)
+                self._tokens.add(tokens, kind, tenant)
 
     def _time(self, span: Span) -> None:
-        self._queue.observe(max(span.began - span.received, 0.0))
-        self._first.observe(max(span.first - span.received, 0.0))
-        self._whole.observe(max(span.ended - span.received, 0.0))
+        self._queue.observe(span.began - span.received)
+        self._first.observe(span.first - span.received)
+        self._whole.observe(span.ended - span.received)
         if span.pace is not None:
-            self._pace.observe(max(span.pace, 0.0))
+            self._pace.observe(span.pace)
 
     def looked(self, worker: WorkerId, offer: Offer, running: int, load: Mapping[str, float], insight: Insight) -> None:
         """What is held now, and what the backend has done since the last look."""

@@ -104,7 +104,7 @@ def test_an_exception_tells_where_and_not_what_variables_held(format: LogFormat)
     except ValueError:
         structlog.get_logger().exception("failed")
     assert "fails" in out.getvalue()
-    assert "letter" not in out.getvalue().replace('"letter"', "")
+    assert "letter" not in out.getvalue()
 
 
 def test_an_application_that_configured_nothing_hears_only_of_trouble(capsys: pytest.CaptureFixture[str]) -> None:

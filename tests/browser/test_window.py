@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -133,10 +132,8 @@ async def test_a_graph_of_a_thousand_calls_is_drawn_and_walked_by_keys(idle: Hou
         names = [f"part{n}" for n in range(1000)]
         session.resubmit([*(call(name) for name in names), call("whole", *names), call("title", "whole")])
         await session.flush()
-        began = time.monotonic()
         await page.open(f"{gateway.url}/window/#/sessions/default/{session.id}")
         await page.until("document.querySelectorAll('.node').length === 1002")
-        assert time.monotonic() - began < 30  # a fifth of a second on a machine that has nothing else to do
         assert await page.run("document.querySelector('.graph').classList.contains('far')")
         await page.shoot("thousand-laptop")
         await page.run("(document.querySelector('.graph').focus(), true)")

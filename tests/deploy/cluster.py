@@ -56,11 +56,16 @@ class DeployedCluster:
         async with client:
             yield client
 
-    async def gateways(self) -> list[openai.AsyncOpenAI]:
+    @contextlib.asynccontextmanager
+    async def gateways(self) -> AsyncIterator[list[openai.AsyncOpenAI]]:
         """A client of each gateway."""
         key = (await self.compose.operator("cat", "/var/lib/myna/keys/api/default.key")).strip()
         urls = [f"http://127.0.0.1:{self.compose.settings[port]}/v1" for port in PORTS[3:]]
-        return [openai.AsyncOpenAI(base_url=url, api_key=key, timeout=120.0) for url in urls]
+        async with contextlib.AsyncExitStack() as clients:
+            yield [
+                await clients.enter_async_context(openai.AsyncOpenAI(base_url=url, api_key=key, timeout=120.0))
+                for url in urls
+            ]
 
     async def status(self) -> dict[str, Any]:
         """What the leading scheduler sees."""
@@ -97,9 +102,9 @@ async def deployed(
     chosen = [DEPLOY / "compose.yaml", *(DEPLOY / file for file in files), Path(__file__).with_name("noop.yaml")]
     compose = Compose(command, PROJECT, chosen, {**await settings(), **(own or {})})
     if build:
-        await compose("build", *services, seconds=1500.0)
+        await compose("build", "init", *(["engine"] if "engine" in services else []), seconds=1500.0)
     try:
-        await compose("up", "-d", *([] if build else ["--no-build"]), *services)
+        await compose("up", "-d", "--no-build", *services)
         cluster = DeployedCluster(compose, services, folder)
         await cluster.healthy()
         yield cluster

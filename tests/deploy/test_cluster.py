@@ -37,8 +37,8 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Dep
 @pytest_asyncio.fixture(loop_scope="module")
 async def load(cluster: DeployedCluster) -> AsyncIterator[Load]:
     await cluster.healthy()
-    async with cluster.client() as client:
-        yield Load(client, await cluster.gateways())
+    async with cluster.client() as client, cluster.gateways() as gateways:
+        yield Load(client, gateways)
 
 
 async def test_an_application_runs_on_the_real_model_through_the_sdk_and_both_gateways(
@@ -48,13 +48,14 @@ async def test_an_application_runs_on_the_real_model_through_the_sdk_and_both_ga
     async with cluster.client() as client, client.session("real"):
         text = await answer(question).get()
     assert "Paris" in text
-    for gateway in await cluster.gateways():
-        said = await gateway.chat.completions.create(
-            model=REAL, messages=[{"role": "user", "content": question}], max_tokens=12, temperature=0.0
-        )
-        assert str(said.choices[0].message.content).strip()
-        assert said.usage is not None
-        assert 0 < said.usage.completion_tokens <= 12
+    async with cluster.gateways() as gateways:
+        for gateway in gateways:
+            said = await gateway.chat.completions.create(
+                model=REAL, messages=[{"role": "user", "content": question}], max_tokens=12, temperature=0.0
+            )
+            assert str(said.choices[0].message.content).strip()
+            assert said.usage is not None
+            assert 0 < said.usage.completion_tokens <= 12
 
 
 async def test_no_process_has_rights_that_it_does_not_need(cluster: DeployedCluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,12 @@ ELSEWHERE = Path(__file__).with_name("elsewhere.yaml")
 
 @pytest.mark.parametrize("command", compose_commands()[1:], ids=" ".join)
 async def test_every_compose_command_starts_a_cluster_that_serves(command: tuple[str, ...], tmp_path: Path) -> None:
-    async with deployed(command, LIGHT, tmp_path) as cluster, cluster.client() as client:
-        load = Load(client, await cluster.gateways())
-        async with load.running(applications=1, requests=1) as tally:
+    async with (
+        deployed(command, LIGHT, tmp_path) as cluster,
+        cluster.client() as client,
+        cluster.gateways() as gateways,
+    ):
+        async with Load(client, gateways).running(applications=1, requests=1) as tally:
             await tally.progress(1, 1)
         assert tally.wrong == []
 
@@ -29,7 +33,8 @@ async def test_every_compose_command_starts_a_cluster_that_serves(command: tuple
 async def test_with_tls_an_engine_on_another_host_is_reached_by_nobody_and_serves(tmp_path: Path) -> None:
     """The other host is a network of its own, from which only this machine's address is reached, as from behind NAT."""
     command, *_ = compose_commands()
-    here = await docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
+    subnet = await docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Subnet}}")
+    here = str(ip_network(subnet)[1])
     certificates(tmp_path, here)
     own = {"MYNA_TLS_FOLDER": str(tmp_path), "MYNA_LISTEN": here}
     services = [service for service in LIGHT if service != "noop"]

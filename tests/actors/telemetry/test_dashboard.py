@@ -24,7 +24,7 @@ def measured() -> dict[str, set[str]]:
     assert meters
     found: dict[str, set[str]] = {}
     for collector in list(registry._collector_to_names):
-        labels = set(getattr(collector, "_labelnames", ()))
+        labels = set(getattr(collector, "_labelnames", getattr(collector, "labels", ())))
         for name in registry._collector_to_names[collector]:
             found[name] = labels
     return found
