@@ -285,8 +285,8 @@ def _settings(source: _Source, home: Path) -> Settings:
 
 
 def to_environment(settings: Settings) -> dict[str, str]:
-    """The variables from which `read` makes `settings` again, for a child process; without `serving`, `health` and `metrics`, which
-    are the parent's alone. With the password: don't log it."""
+    """The variables from which `read` makes `settings` again, for a child process; without `serving`, `health` and `metrics`,
+    which are the parent's alone. With the password: don't log it."""
     address, engine, gateway = settings.address, settings.engine, settings.gateway
     variables: dict[str, object] = {
         "MYNA_URL": address and address.url,

@@ -37,8 +37,8 @@ class Audience(Protocol):
 
 
 ABSENT = 30.0
-"""Seconds for which a session's log must be absent to be taken as purged: a replica that is cut off from the others lacks what they
-have stored since."""
+"""Seconds for which a session's log must be absent to be taken as purged: a replica that is cut off from the others lacks what
+they have stored since."""
 
 
 class Reading:

@@ -64,9 +64,9 @@ async def test_no_process_has_rights_that_it_does_not_need(cluster: DeployedClus
             (seen,) = json.loads(await docker("inspect", container))
             assert seen["Config"]["User"] == "myna", service
             assert seen["HostConfig"]["ReadonlyRootfs"], service
-    (engine, *_) = await cluster.compose.containers("engine")
+    (gateway,) = await cluster.compose.containers("gateway-1")
     seen = await docker(
-        "exec", engine, "sh", "-c", "cat /keys/*/*; ls /var/lib/myna; touch /opt/code/file 2>&1 || true"
+        "exec", gateway, "sh", "-c", "cat /keys/*/*; ls /var/lib/myna; touch /opt/code/file 2>&1 || true"
     )
     assert seen.count("BEGIN NATS USER JWT") == 1
     assert "authority" not in seen

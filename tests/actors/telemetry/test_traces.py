@@ -58,12 +58,13 @@ async def play(network: Network, writer: Writer) -> AsyncIterator[Stage]:
         yield it
 
 
-async def perform(it: Stage, first: Bus, second: Bus, writer: Writer) -> None:
+async def perform(it: Stage, first: Bus, second: Bus, writer: Writer) -> Worker:
     scheduler = Scheduler(first, "s", traces=SchedulerTraces(writer))
     await it._start("s", scheduler.run(), scheduler.leading)
     backend = NoopBackend(NoopModel(step=0.005))
     worker = Worker(second, WorkerId("w"), backend, watches=(WorkerTraces(writer),))
     await it._start("w", worker.run(), worker.ready)
+    return worker
 
 
 def named(sent: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
@@ -170,11 +171,12 @@ async def test_a_collector_gets_the_spans_of_all_actors_over_otlp(
     with instruments(settings, "scheduler") as one:
         assert one.writer is not None
         async with stage(network.bus) as it:
-            await perform(it, await it.bus("s"), await it.bus("w"), one.writer)
+            worker = await perform(it, await it.bus("s"), await it.bus("w"), one.writer)
             app = Application(await it.bus("app"), "one")
             await app.open()
             await app.submit(call("a"))
             await app.text("a")
+            await until(lambda: not worker._core.running, "the attempt is over")
     resources = [spans for request in collector.got for spans in request.resource_spans]
     spans = [span for r in resources for scope in r.scope_spans for span in scope.spans]
     assert {span.name for span in spans} == {"call a", "queue", "prefill", "decode"}
