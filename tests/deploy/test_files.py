@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from itertools import product
 
@@ -47,9 +46,8 @@ def test_compose_takes_the_files(command: tuple[str, ...], files: tuple[str, ...
     assert "WARN" not in said.stderr.upper()
 
 
+@pytest.mark.prometheus
 def test_prometheus_takes_its_configuration_and_rules() -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("no program 'promtool' on the PATH")
     for check, file in (
         ("config", DEPLOY / "prometheus/prometheus.yml"),
         *(("rules", f) for f in (DEPLOY / "prometheus/rules").glob("*.yml")),
