@@ -22,6 +22,7 @@ import structlog
 
 from myna import Output
 from myna.actors import subjects
+from myna.actors.bus import Unavailable
 from myna.actors.messages import Failure, StreamMode, Value
 from myna.sdk import ids
 from myna.sdk.client import Client
@@ -194,6 +195,10 @@ class Play:
                 async with client.session(lazy=chance.random() < 0.2, ttl=30.0) as session:
                     app.session = session.id
                     await apply(app, session, chance)
+            except Unavailable:
+                if app.session:
+                    raise
+                # It could not even begin in its time, was told so, and nothing of it exists.
             finally:
                 app.finished = True
 
@@ -207,6 +212,8 @@ class Play:
             client = Client(bus=role.bus, tenant="default")
             role.bus.on_reconnect = client.reconnected
             while not app.made:  # noqa: ASYNC110  # processes share no events
+                if app.finished:
+                    return
                 await asyncio.sleep(0.5)
             async with client.attach(app.session) as session:
                 for name in list(app.made):

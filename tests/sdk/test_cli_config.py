@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from myna.sdk import cli
 
 def myna(*arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(cli.main, arguments, env=environment, prog_name="myna", terminal_width=200)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests."""
+    for name in [name for name in os.environ if name.startswith("MYNA_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
