@@ -211,7 +211,7 @@ class Play:
         async def main(role: Role, process: Process) -> None:
             client = Client(bus=role.bus, tenant="default")
             role.bus.on_reconnect = client.reconnected
-            while not app.made:  # noqa: ASYNC110  # processes share no events
+            while not app.made:  # processes share no events
                 if app.finished:
                     return
                 await asyncio.sleep(0.5)

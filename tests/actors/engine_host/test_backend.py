@@ -151,7 +151,7 @@ async def test_what_is_kept_or_computed_ahead_or_was_said_before_is_found_in_the
         ahead = await value(app, "g")
         assert ahead.usage.cached_tokens >= 128
 
-        # Filled in: an input is computed while it is generated, but for its last pieces. A hint: a busy machine may be late with it.
+        # Filled in: an input is computed while it is generated, but for its last pieces. A busy machine may be late.
         length, reached = 128, False
         for turn in range(4):
             made, read = f"h{turn}", f"i{turn}"
