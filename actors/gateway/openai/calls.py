@@ -62,7 +62,7 @@ async def check_model(tenancy: Tenancy, model: str) -> None:
         return
     with contextlib.suppress(BusError):
         if not await tenancy.serves(model):
-            there = ", ".join((await tenancy.models())[:MOST_TOLD]) or "none"
+            there = ", ".join(sorted(await tenancy.models())[:MOST_TOLD]) or "none"
             message = f"the model {model!r} is not served; there are: {there}; 'default' is any of them"
             raise Problem(404, "model_not_found", message, "model")
 
