@@ -177,6 +177,7 @@ async def measure(rounds: int, seconds: float) -> list[Row]:
             for count in ENGINES:
                 async with made.processes.engines(count, STEP):
                     found[count].append(await made.measure(seconds))
+                print(f"{count} engines: {found[count][-1].rate:.4g} calls/s", flush=True)
         async with made.processes.engines(2, 0.0):
             full = await made.measure(seconds)
     return [
