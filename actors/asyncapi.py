@@ -119,8 +119,8 @@ def channels() -> Iterator[Channel]:
     yield from _of_workers("worker", "", Party.WORKER)
     yield from _of_workers("agent", "{tenant}.", Party.AGENT)
     yield Channel(
-        *("hello", subjects.HELLO, "A scheduler leads: workers announce themselves.", (m.Hello,)),
-        *((Party.SCHEDULER,), (Party.WORKER, Party.AGENT)),
+        *("hello", subjects.HELLO, "A scheduler leads: who no longer hears it is cut off.", (m.Hello,)),
+        *((Party.SCHEDULER,), tuple(party for party in Party if party is not Party.STREAM)),
     )
     yield Channel(
         *("sight", "myna-sight.{worker}", "What a worker shows to people who look.", (m.Sight,)),

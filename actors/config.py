@@ -54,7 +54,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from myna.actors import values
-from myna.actors.subjects import token
+from myna.actors.subjects import HELLO, token
 
 if TYPE_CHECKING:
     from myna.actors.bus import Bus
@@ -171,6 +171,8 @@ class Settings:
     health: Path | None = None
     metrics: int | None = None
     traces: bool = False
+    sampled: bool = False
+    """Whether OpenTelemetry's own sampler decides which sessions are traced, as OTEL_TRACES_SAMPLER says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +283,7 @@ def _settings(source: _Source, home: Path) -> Settings:
         health=values.path(told) if (told := environment.get("MYNA_HEALTH_FILE")) else None,
         metrics=source.take("MYNA_METRICS_PORT", "metrics", values.maybe(values.port), None),
         traces=_traces(environment),
+        sampled=bool(environment.get("OTEL_TRACES_SAMPLER")),
     )
 
 
@@ -359,6 +362,7 @@ async def connect_bus(
         password=address.password,
         credentials=address.credentials,
         inbox_prefix="_INBOX" if who is None else who.inbox_prefix,
+        pulse=HELLO,
         tls=None if address.tls is None else tls_context(address.tls),
         replicas=address.replicas,
         on_reconnect=on_reconnect,

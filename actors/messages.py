@@ -166,11 +166,13 @@ class Message(Frozen, frozen=True, tag="message"):
 
 
 class Tool(Frozen, frozen=True, tag="tool"):
-    """A function that the model may call; `parameters` is a JSON schema."""
+    """A function that the model may call; `parameters` is a JSON schema. `strict`: the arguments of its calls keep to it, whoever
+    chose to call it; a schema that can't be kept to is refused."""
 
     name: str
     description: str = ""
     parameters: Any = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         require_plain(f"the parameters of tool {self.name!r}", self.parameters)
@@ -480,11 +482,13 @@ class Leave(Frozen, frozen=True, tag="leave"):
 
 
 class Hello(Frozen, frozen=True, tag="hello"):
-    """A scheduler leads from now on; workers answer with an announcement."""
+    """A scheduler leads from now on; workers answer with an announcement. With `pulse` it leads still, and nobody answers: who
+    hears it knows that its server is not cut off."""
 
     protocol: int
     scheduler: Id
     lease: int
+    pulse: bool = False
 
 
 class Source(Frozen, frozen=True, tag="source"):

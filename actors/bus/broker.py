@@ -232,11 +232,13 @@ class MemoryBroker:
         """Publish with an inbox and await the answer."""
         self._next_inbox += 1
         inbox = f"_INBOX.{self._next_inbox}"
-        self._answers[inbox] = answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+        self._answers[inbox] = answer
         try:
             if not self.publish(Delivery(subject, data, reply=inbox)):
                 raise Unavailable(f"nobody listens on {subject}")
-            return await asyncio.wait_for(answer, timeout)
+            async with asyncio.timeout(timeout):
+                return await answer
         except TimeoutError as error:
             raise Unavailable(f"{subject}: no answer within {timeout:g} s") from error
         finally:

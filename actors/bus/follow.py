@@ -146,7 +146,8 @@ class Follow(Subscription):
             if left <= 0:
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._stale.wait()
 
     async def _create(self, timeout: float) -> None:
         self._stale.clear()

@@ -47,13 +47,15 @@ class ApiError(BusError):
     @property
     def passing(self) -> bool:
         """Whether trying again may help."""
-        return self.code == NO_RESPONDERS or self.number == _ID_IN_FLIGHT
+        return self.code == NO_RESPONDERS or self.number in (_ID_IN_FLIGHT, _NO_PEERS)
 
 
 # JetStream's error numbers
 _STORE_FAILED, _MESSAGE_TOO_LARGE, _ID_IN_FLIGHT = 10077, 10054, 10158
 STREAM_NAME_IN_USE, WRONG_LAST_SEQUENCE = 10058, 10071
 _NO_MESSAGE = 10037
+_NO_PEERS = 10005
+"""Too few servers for the replicas that are asked for: those of a cluster that starts may not have found each other yet."""
 
 
 class _Error(msgspec.Struct):
@@ -104,7 +106,8 @@ class Tries:
         if self._link.is_closed:
             raise Unavailable(f"{what}: the bus is closed")
         try:
-            await asyncio.wait_for(self._link.up.wait(), self.left)
+            async with asyncio.timeout(self.left):
+                await self._link.up.wait()
         except TimeoutError as error:
             raise Unavailable(f"{what}: not connected to the server") from error
 

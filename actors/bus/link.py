@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,7 +181,8 @@ class Link(Client):
         self._awaited_pongs.add(pong)
         try:
             self._wire.write(b"PING\r\n")
-            await asyncio.wait_for(pong, timeout)
+            async with asyncio.timeout(timeout):  # before 3.12, `wait_for` swallows a cancellation that meets the answer
+                await pong
         finally:
             self._awaited_pongs.discard(pong)
 
@@ -298,7 +300,8 @@ class Link(Client):
         try:
             async with asyncio.timeout(timeout):
                 await self.connect(
-                    list(servers),
+                    random.sample(servers, len(servers)),
+                    dont_randomize=True,  # else a reconnect may meet the server that was left
                     error_cb=failed,
                     disconnected_cb=down,
                     reconnected_cb=up,
@@ -321,7 +324,7 @@ class Link(Client):
     async def leave(self) -> None:
         """Go to another server, if more than one is known: this one is there, and of no use."""
         if len(self._server_pool) > 1:
-            await self._process_op_err(errors.Error("nothing can be stored through this server"))
+            await self._process_op_err(errors.Error("the server is cut off from the others"))
 
     async def shut(self, timeout: float) -> None:
         """Write out what was sent, then close; at most about `timeout` seconds, whatever the server does. Idempotent."""

@@ -32,6 +32,7 @@ from myna.actors.bus.jetstream import NO_RESPONDERS, JetStream, Tries, sent_head
 from myna.actors.bus.leases import Leases
 from myna.actors.bus.link import Link, pack_headers, unpack_headers
 from myna.actors.bus.mailbox import Limits, Mailbox
+from myna.actors.bus.pulse import Pulse
 from myna.actors.subjects import Stream
 
 _log = structlog.get_logger(__name__)
@@ -57,6 +58,7 @@ class NatsBus(Bus):
         self._leases = Leases(self._jetstream, replicas)
         self._mailboxes: dict[Mailbox[Delivery], int] = {}
         self._follows: set[Follow] = set()
+        self._pulse: Pulse | None = None
         self._leaders_forbidden = False
         link.on_denied = self._denied
 
@@ -71,6 +73,7 @@ class NatsBus(Bus):
         credentials: Path | None = None,
         tls: ssl.SSLContext | None = None,
         inbox_prefix: str = "_INBOX",
+        pulse: str | None = None,
         replicas: int = 1,
         limits: Limits | None = None,
         timeout: float = 10.0,
@@ -81,19 +84,23 @@ class NatsBus(Bus):
         """Connect to one of `servers` (`nats://host:port`), and again for ever when the connection is lost.
 
         `credentials` is a NATS credentials file. `replicas` is for the streams that `ensure` creates, `limits` for every
-        mailbox. `on_error` takes errors that belong to no subscription (a forbidden `publish`). Raises `Unavailable` after
-        `timeout` seconds, `NotAllowed` for a wrong credential.
+        mailbox. `on_error` takes errors that belong to no subscription (a forbidden `publish`). On `pulse` something comes
+        every few seconds; of several servers, one through which it does not is left. Raises `Unavailable` after `timeout`
+        seconds, `NotAllowed` for a wrong credential.
         """
         link = Link()
         bus = cls(link, replicas=replicas, limits=limits, on_error=on_error)
 
         def up() -> None:
+            if bus._pulse is not None:
+                bus._pulse.connected()
             for follow in bus._follows:
                 follow.renew()
             _call(on_reconnect)
 
+        known = [servers] if isinstance(servers, str) else servers
         await link.open(
-            [servers] if isinstance(servers, str) else servers,
+            known,
             timeout=timeout,
             on_down=lambda: _call(on_disconnect),
             on_up=up,
@@ -108,6 +115,13 @@ class NatsBus(Bus):
             reconnect_time_wait=0.1,
             connect_timeout=2,
         )
+        if pulse is not None and len(known) > 1:
+            bus._pulse = Pulse(link, pulse)
+            try:
+                await bus._pulse.begin()
+            except BaseException:
+                await bus.close()
+                raise
         return bus
 
     # --- plain messages ---
@@ -253,6 +267,8 @@ class NatsBus(Bus):
 
     async def close(self) -> None:
         """End all subscriptions, write out what was published, close. Takes at most about three seconds."""
+        if self._pulse is not None:
+            self._pulse.end()
         for follow in tuple(self._follows):
             await follow.stop()
         for mailbox in tuple(self._mailboxes):

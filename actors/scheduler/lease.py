@@ -10,8 +10,9 @@ import asyncio
 
 import structlog
 
-from myna.actors import subjects
+from myna.actors import codec, subjects
 from myna.actors.bus import Bus, BusError, LeaseLost
+from myna.actors.messages import PROTOCOL, Hello
 
 log = structlog.get_logger(__name__)
 
@@ -45,14 +46,17 @@ class Leadership:
             await asyncio.sleep(RETRY)
 
     async def keep(self) -> None:
-        """Renew for ever. Raises `LeaseLost` when the lease is somebody else's, or could not be renewed in time."""
+        """Renew for ever, and let everybody hear each time that it was. Raises `LeaseLost` when the lease is somebody else's, or
+        could not be renewed in time."""
         loop = asyncio.get_running_loop()
         renewed = loop.time()
+        pulse = codec.encode(Hello(protocol=PROTOCOL, scheduler=self._holder.decode(), lease=self.term, pulse=True))
         while True:
             await asyncio.sleep(subjects.LEASE_TTL / 4)
             try:
                 self._revision = await self._bus.renew(LEASE, self._holder, self._revision)
                 renewed = loop.time()
+                await self._bus.publish(subjects.HELLO, pulse)
             except LeaseLost:
                 raise
             except BusError as error:

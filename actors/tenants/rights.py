@@ -123,7 +123,10 @@ _ROLES = {
             *_api(*(f"STREAM.MSG.GET.{stream.name}" for stream in subjects.SESSION_STREAMS)),
             *(*_ALL_GETS, *_FOLLOWS, f"{_GET}.{_BUCKET}.>", f"$KV.{subjects.LEASES}.>"),
         ),
-        subscribe=(subjects.FROM_WORKERS, subjects.FROM_AGENTS, subjects.ALIVE_ALL, subjects.ASK, subjects.QUESTIONS),
+        subscribe=(
+            *(subjects.FROM_WORKERS, subjects.FROM_AGENTS, subjects.ALIVE_ALL, subjects.ASK, subjects.QUESTIONS),
+            subjects.HELLO,
+        ),
         answers=True,
     ),
     Role.ENGINE: Rights(
@@ -135,7 +138,7 @@ _ROLES = {
     ),
     Role.GATEWAY: Rights(
         publish=("myna.*.*.log", "myna.*.*.set.*", "myna.*.*.alive", subjects.ASK, subjects.STATUS, *_GETS),
-        subscribe=("myna.*.*.var.*", "myna.*.*.tok.*.*", subjects.SIGHTS),
+        subscribe=("myna.*.*.var.*", "myna.*.*.tok.*.*", subjects.SIGHTS, subjects.HELLO),
     ),
     Role.OPERATOR: Rights(
         publish=(
@@ -143,6 +146,6 @@ _ROLES = {
             *_api("INFO", *(f"STREAM.INFO.{name}" for name in _STREAMS)),
             *(*_ALL_GETS, *_FOLLOWS),
         ),
-        subscribe=(subjects.SIGHTS,),
+        subscribe=(subjects.SIGHTS, subjects.HELLO),
     ),
 }

@@ -195,10 +195,11 @@ export class Agent {
   #obey(order) {
     if (order.t === "run" && (order.lease < this.lease || this.draining)) return this.#event(order, "refused", { retryable: true, code: "worker_lost", message: "not taken" });
     if (order.lease < this.lease) return undefined;
+    const known = order.lease === this.lease;
     this.lease = order.lease;
     switch (order.t) {
       case "hello":
-        return this.#announce();
+        return order.pulse && known ? undefined : this.#announce();
       case "drain":
         return void this.drain();
       case "stop":

@@ -15,7 +15,16 @@ from pathlib import Path
 from tests.deploy.docker import BASE, CommandFailed, docker, run
 
 MADE = "myna-test-base"
+MADE_PROMETHEUS = "myna-test-prometheus"
+PROMETHEUS = "prom/prometheus:v3.5.0"
 _PACKAGES = "python3,python3-venv,ca-certificates"
+_PROMETHEUS_MADE = """ARG BASE
+FROM ${BASE}
+RUN apt-get update && apt-get install --yes --no-install-recommends prometheus busybox \\
+    && ln -s /bin/busybox /usr/local/bin/wget && mkdir -p /prometheus && chown nobody:nogroup /prometheus
+USER nobody
+ENTRYPOINT ["/usr/bin/prometheus"]
+"""
 
 
 async def base_image() -> str:
@@ -34,6 +43,18 @@ async def base_image() -> str:
         await _make()
         return MADE
     return BASE
+
+
+async def prometheus_image() -> str:
+    """The name of an image of Prometheus: the usual one, or where no image registry is reached one of Debian's package."""
+    try:
+        await docker("pull", "--quiet", PROMETHEUS)
+    except CommandFailed:
+        with tempfile.TemporaryDirectory(prefix="myna-prometheus-") as folder:
+            (Path(folder) / "Dockerfile").write_text(_PROMETHEUS_MADE)
+            await docker("build", "--build-arg", f"BASE={await base_image()}", "--tag", MADE_PROMETHEUS, folder)
+        return MADE_PROMETHEUS
+    return PROMETHEUS
 
 
 async def _make() -> None:

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import openai
 
 from myna.sdk.client import Client
-from tests.deploy.base import MADE, base_image
+from tests.deploy.base import MADE, base_image, prometheus_image
 from tests.deploy.docker import DEPLOY, Compose, docker
 from tests.faults.cluster import free_ports
 
@@ -24,7 +24,7 @@ GATEWAYS = ("gateway-1", "gateway-2")
 LIGHT = (*NATS, *SCHEDULERS, *GATEWAYS, "agents", "noop")
 """All services whose image has no torch, with the engines that write what is known beforehand."""
 PROJECT = "myna-test"
-PORTS = ("MYNA_NATS_1", "MYNA_NATS_2", "MYNA_NATS_3", "MYNA_GATEWAY_1", "MYNA_GATEWAY_2")
+PORTS = ("MYNA_NATS_1", "MYNA_NATS_2", "MYNA_NATS_3", "MYNA_GATEWAY_1", "MYNA_GATEWAY_2", "PROMETHEUS_PORT")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DeployedCluster:
     async def gateways(self) -> AsyncIterator[list[openai.AsyncOpenAI]]:
         """A client of each gateway."""
         key = (await self.compose.operator("cat", "/var/lib/myna/keys/api/default.key")).strip()
-        urls = [f"http://127.0.0.1:{self.compose.settings[port]}/v1" for port in PORTS[3:]]
+        urls = [f"http://127.0.0.1:{self.compose.settings[port]}/v1" for port in PORTS[3:5]]
         async with contextlib.AsyncExitStack() as clients:
             yield [
                 await clients.enter_async_context(openai.AsyncOpenAI(base_url=url, api_key=key, timeout=120.0))
@@ -82,7 +82,7 @@ async def settings() -> dict[str, str]:
     """What a cluster of a test is set to: images on a base that can be had, ports that nobody has."""
     base = await base_image()
     ports = dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
-    own = {"BASE": base, "MYNA_VERSION": "test"}
+    own = {"BASE": base, "MYNA_VERSION": "test", "PROMETHEUS_IMAGE": await prometheus_image()}
     # A base that we made brings the wheel of torch that there is.
     return own | ports | ({"CPU_TORCH_INDEX": ""} if base == MADE else {})
 

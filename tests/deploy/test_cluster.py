@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -58,6 +60,26 @@ async def test_an_application_runs_on_the_real_model_through_the_sdk_and_both_ga
             assert 0 < said.usage.completion_tokens <= 12
 
 
+async def test_prometheus_finds_every_actor_and_takes_the_rules(cluster: DeployedCluster) -> None:
+    actors = {"scheduler": 2, "gateway": 2, "engine": 2, "agents": 1}
+    await cluster.compose("up", "-d", "--no-build", "prometheus")
+    await cluster.compose.healthy(["prometheus"], within=120.0)
+    url = f"http://127.0.0.1:{cluster.compose.settings['PROMETHEUS_PORT']}/api/v1"
+    async with httpx.AsyncClient() as http, asyncio.timeout(60.0):
+        found = dict[str, int]()
+        while found != actors:
+            await asyncio.sleep(1.0)
+            targets = (await http.get(f"{url}/targets")).json()["data"]["activeTargets"]
+            found = Counter(target["labels"]["job"] for target in targets if target["health"] == "up")
+        rules = list[dict[str, Any]]()
+        while not rules or any(rule["health"] != "ok" for rule in rules):
+            await asyncio.sleep(1.0)
+            groups = (await http.get(f"{url}/rules")).json()["data"]["groups"]
+            rules = [rule for group in groups for rule in group["rules"]]
+    assert [rule["name"] for rule in rules if rule.get("state") == "firing"] == []
+    await cluster.compose("rm", "--stop", "--force", "prometheus")
+
+
 async def test_no_process_has_rights_that_it_does_not_need(cluster: DeployedCluster) -> None:
     for service in cluster.services:
         for container in await cluster.compose.containers(service):
@@ -104,10 +126,10 @@ async def test_nothing_is_lost_when_the_network_is_cut(cluster: DeployedCluster,
                 await tally.progress()
             await cluster.healthy()
         (container,) = await cluster.compose.containers("nats-3")
-        # Its clients stay connected to it. Those that store find out and go elsewhere; who only listens, as the agents' only host
-        # may, hears nothing until the cut is mended.
+        # Its clients stay connected to it until they find out, also those that only listen, as the agents' only host may.
         async with cut_off(container, routes, "route-3"):
-            await tally.progress(applications=0)
+            await tally.progress()
+            await tally.progress()
         await cluster.healthy()
         await tally.progress()
     assert tally.wrong == []

@@ -157,6 +157,18 @@ async def test_a_subscription_made_without_a_connection_waits_for_it(nats: NatsN
 # --- a server that freezes ---
 
 
+async def test_a_cancellation_that_meets_the_servers_answer_is_not_swallowed(nats: NatsNetwork) -> None:
+    """`asyncio.wait_for` swallows it before Python 3.12, and who cancelled waits for ever."""
+    bus = await nats.bus()
+    subscribing = asyncio.create_task(bus.subscribe("x", Collected[Delivery]()))
+    await asyncio.sleep(0)
+    (pong,) = bus._link._awaited_pongs
+    pong.set_result(None)
+    subscribing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await subscribing
+
+
 async def test_a_frozen_server_makes_every_call_fail_in_time(nats: NatsNetwork) -> None:
     bus = await nats.bus()
     await bus.ensure(subjects.STREAMS)
