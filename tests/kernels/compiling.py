@@ -90,6 +90,19 @@ def compile_fused(dtype: torch.dtype) -> dict[str, Compiled]:
     return {kernel.name: kernel for kernel in made}
 
 
+def compile_exchange() -> dict[str, Compiled]:
+    """Sums with their norm and joined logits of Llama-3-8B on two GPUs, by name."""
+    from myna.kernels.exchange import Exchange, MailboxShape
+
+    shape = MailboxShape(2, 64, 4096, 64, 64_128, torch.bfloat16)
+    exchange = Exchange(shape, 0, torch.zeros(shape.bytes, dtype=torch.uint8), [0, 0])
+    hidden, weight = torch.zeros(64, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
+    with _launches() as made:
+        exchange.sum_and_norm(torch.zeros(2, 64, 4096), weight, 1e-5, hidden)
+        exchange.join(torch.zeros(64, 64_128, dtype=torch.bfloat16))
+    return {kernel.name: kernel for kernel in made}
+
+
 def compile_few_rows(rows: int) -> list[Compiled]:
     """Products of few rows with the weights of Llama-3-8B: attention's output in parts, gate and up, the output matrix."""
     from myna.kernels.few_rows import few_rows, few_rows_gated
@@ -132,7 +145,7 @@ def _launches() -> Iterator[list[Compiled]]:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from myna.kernels import few_rows, fused, gated, pick
+    from myna.kernels import exchange, few_rows, fused, gated, pick
 
     made: list[Compiled] = []
     launch = JITFunction.run
@@ -145,7 +158,7 @@ def _launches() -> Iterator[list[Compiled]]:
         return kernel
 
     driver.set_active(_Hopper())
-    for module in (few_rows, fused, gated, pick):
+    for module in (exchange, few_rows, fused, gated, pick):
         module.overlaps = lambda device: True  # as on the device that isn't there
     JITFunction.run = compile_only
     try:
