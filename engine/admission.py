@@ -27,6 +27,7 @@ from myna.engine.shortcut import shorten
 
 if TYPE_CHECKING:
     from myna.engine.gpu_model import GpuModel
+    from myna.engine.parallel.division import Division
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _BATCH_ROPES = {"dynamic", "longrope"}
@@ -52,11 +53,11 @@ _HALF_TOLERANCE = 0.15
 """Relative error of logits. Rounding stays far below, another request's tokens give about 1."""
 
 
-def admit(network: Any, name: str) -> Model | GpuModel:
+def admit(network: Any, name: str, division: Division | None = None) -> Model | GpuModel:
     """Turn a transformers causal language model, on the device where it is to run, into a model that can serve.
 
     Changes the network's attention implementation to ours; on a GPU its weights may be merged. Afterwards the KV pool has
-    to be allocated. Raises `ModelRefused`.
+    to be allocated. `division`: how the network has been divided among ranks, which all admit it together. Raises `ModelRefused`.
     """
     if network.device.type not in _PROBES:
         raise ModelRefused(name, f"there is no attention implementation for device {str(network.device)!r}")
@@ -67,28 +68,35 @@ def admit(network: Any, name: str) -> Model | GpuModel:
     layers, vocab_size = _trace(network, name)
     spec = describe(
         network.config, network.generation_config, name=name, layers=layers, vocab_size=vocab_size, dtype=network.dtype,
-        device=network.device,
+        device=network.device, parts=1 if division is None else division.ranks.size,
     )  # fmt: skip
     probe = _PROBES[network.device.type]
     prompts = [_probe_prompt(length, vocab_size) for length in probe.prompts]
     with _attention_of(network, _TRUTH):
         expected = [_own_logits(network, prompt) for prompt in prompts]
-    model, candidate = (_on_gpu if network.device.type == "cuda" else _on_cpu)(network, layers, spec)
+    model, candidate = (_on_gpu if network.device.type == "cuda" else _on_cpu)(network, layers, spec, division)
     _verify(model, prompts, expected, network.dtype, probe.page_size)
-    if candidate is None or not _agree(candidate, model, prompts[0], network.dtype, probe.page_size):
+    if candidate is None:
+        return model
+    agree = _agree(candidate, model, prompts[0], network.dtype, probe.page_size)
+    if not (agree if division is None else division.ranks.least(agree)):
         return model
     return shorten(candidate, network, layers) if isinstance(candidate, Model) else candidate
 
 
-def _on_cpu(network: Any, layers: Sequence[LayerShape], spec: ModelSpec) -> tuple[Model, Model | None]:
-    """The model as it is and, where its structure is known, fused."""
+def _on_cpu(
+    network: Any, layers: Sequence[LayerShape], spec: ModelSpec, division: Division | None
+) -> tuple[Model, Model | None]:
+    """The model as it is and, where its structure is known and it is whole, fused."""
     own_layers = torch_attention(layers, network.dtype, network.device)
-    fused = fuse(network, layers)
+    fused = fuse(network, layers) if division is None else None
     candidate = None if fused is None else Model(fused, own_layers, spec)
     return Model(HuggingFaceNetwork(network), own_layers, spec), candidate
 
 
-def _on_gpu(network: Any, layers: Sequence[LayerShape], spec: ModelSpec) -> tuple[GpuModel, GpuModel | None]:
+def _on_gpu(
+    network: Any, layers: Sequence[LayerShape], spec: ModelSpec, division: Division | None
+) -> tuple[GpuModel, GpuModel | None]:
     """The model as it is and, where its structure is known, fused."""
     try:
         from myna.engine.gpu_model import GpuModel
@@ -99,9 +107,10 @@ def _on_gpu(network: Any, layers: Sequence[LayerShape], spec: ModelSpec) -> tupl
             spec.name, f"a GPU needs Triton, which can't be imported ({error}); use device 'cpu'"
         ) from error
     own_layers = TritonAttention(layers, network.dtype, network.device)
-    fused = fuse_for_gpu(network, layers)
-    candidate = None if fused is None else GpuModel(fused, own_layers, spec)
-    return GpuModel(HuggingFaceNetwork(network), own_layers, spec), candidate
+    ranks = None if division is None else division.ranks
+    fused = fuse_for_gpu(network, layers, division)
+    candidate = None if fused is None else GpuModel(fused, own_layers, spec, ranks)
+    return GpuModel(HuggingFaceNetwork(network), own_layers, spec, ranks), candidate
 
 
 def _check_configuration(config: Any, name: str) -> None:

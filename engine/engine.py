@@ -529,8 +529,8 @@ class Engine:
         return Row(output.sampling, output.seed, position, output.counts, output.prompt_ids, banned, constraint)
 
     def _wants_mask(self, output: Output) -> bool:
-        """Whether all tokens that may come are wanted, and not only whether one of them is: see `sampler`."""
-        return self.spec.device != "cpu" or not output.sampling.greedy
+        """Whether all tokens that may come are surely wanted, and not only whether one of them is: see `sampler`."""
+        return self.spec.device != "cpu" or (output.sampling.cuts and not output.sampling.greedy)
 
     def _read(self, most: int) -> None:
         """Read what steps have drawn until at most so many are still under way."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from myna.engine.plan import Span, StepPlan
 from myna.engine.sampler import Row
 from myna.engine.triton_attention import Frame, TritonAttention, TritonStep
 from myna.kernels.pick import largest
+
+if TYPE_CHECKING:
+    from myna.engine.parallel.ranks import Ranks
 
 _SMALL = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 BUCKETS = (*_SMALL, 640, 768, 896, 1024, 1152)
@@ -57,8 +60,12 @@ class GpuModel:
     suits = _SUITS
     ahead = 1
 
-    def __init__(self, network: GpuNetwork, attention: TritonAttention, spec: ModelSpec) -> None:
+    def __init__(
+        self, network: GpuNetwork, attention: TritonAttention, spec: ModelSpec, ranks: Ranks | None = None
+    ) -> None:
+        """`ranks`: among which the model is divided; then all of them do each step, and the leader draws."""
         self.spec = spec
+        self._ranks = ranks
         self._network = network
         self._attention = attention
         self._device = torch.device(spec.device)
@@ -84,6 +91,8 @@ class GpuModel:
         captured = sum(self._draws(bucket) for bucket in self._buckets()) * self.spec.vocab_size * 2
         free = torch.cuda.mem_get_info(self._device)[0]
         left = int((free - used - captured - 2 * _SPARE_BYTES) * (1 - _SPARE_SHARE))
+        if self._ranks is not None:
+            left = self._ranks.least(left) * self._ranks.size
         if left < self.suits.page_size * self.spec.kv_bytes_per_token:
             raise NoRoom(
                 self.spec.name,
@@ -121,19 +130,33 @@ class GpuModel:
     @torch.inference_mode()
     def begin(self, plan: StepPlan, rows: Sequence[Row]) -> StepUnderWay:
         """Begin a step that draws a token for each of `rows`, one for each of the plan's logit rows."""
-        tokens = len(plan.token_ids)
-        bucket = next((bucket for bucket in self._buckets() if bucket >= tokens), None)
-        if bucket is None or not (frame := self._frame(bucket)).load(plan):
-            logits = self._run(plan)
-            greedy = largest(logits) if rows else None
-        else:
-            logits, best, places = (part[: len(rows)] for part in frame.run())
-            greedy = best, places
+        logits, greedy = self._logits(plan)
         if not rows:
             return _Silent(self._device)
         drawing = sampler.begin(logits, rows, greedy)
         self._drawn[: len(rows)].copy_(drawing.tokens)
+        if self._ranks is not None:
+            self._ranks.hear(self._drawn)
         return drawing
+
+    @torch.inference_mode()
+    def follow(self, plan: StepPlan) -> StepUnderWay:
+        """Begin a step as one of the leader's followers, which draw nothing and hear what it has drawn."""
+        assert self._ranks is not None
+        self._logits(plan)
+        if plan.logit_rows:
+            self._ranks.hear(self._drawn)
+        return _Silent(self._device)
+
+    def _logits(self, plan: StepPlan) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """A step's logits, with the largest of each row and its place if there are any."""
+        draws = len(plan.logit_rows)
+        bucket = next((bucket for bucket in self._buckets() if bucket >= len(plan.token_ids)), None)
+        if bucket is None or not (frame := self._frame(bucket)).load(plan):
+            logits = self._run(plan)
+            return logits, largest(logits) if draws else None
+        logits, best, places = (part[:draws] for part in frame.run())
+        return logits, (best, places)
 
     def _run(self, plan: StepPlan) -> Tensor:
         tokens, rows = len(plan.token_ids), len(plan.logit_rows)
@@ -220,7 +243,8 @@ class _PaddedStep:
         torch.cuda.synchronize()
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # NCCL's own thread asks for its events' states, which a capture would take amiss if it were everybody's.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._results = self._compute()
         except torch.cuda.OutOfMemoryError:
             raise

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a loaded model is. `context_length` is in tokens, `kv_bytes_per_token` counts all layers, keys and values.
+    """What a loaded model is. `context_length` is in tokens, `kv_bytes_per_token` counts all layers, keys and values,
+    and all devices, where it is divided among several; `kv_heads` are those of one.
 
     `dtype` and `device` are torch's names ("float32", "cuda:0"). `eos_token_ids` may be empty. `bos_token_id` and
     `sliding_window` (tokens) are None where the model has none.

@@ -96,6 +96,11 @@ class Model(ImmediateRunner):
         logits, greedy = self._shortened(self.shortcut, plan)
         return DrawnAlready(begin(logits, rows, greedy).read())
 
+    def follow(self, plan: StepPlan) -> StepUnderWay:
+        """Run a step as one of the leader's followers (`engine/parallel`), which draw nothing."""
+        self.forward(plan)
+        return DrawnAlready([])
+
     def _shortened(self, shortcut: Shortcut, plan: StepPlan) -> Logits:
         """The decoding rows the short way, all others the long one."""
         if shortcut.takes(plan):
@@ -126,8 +131,9 @@ def describe(
     vocab_size: int,
     dtype: torch.dtype,
     device: torch.device,
+    parts: int = 1,
 ) -> ModelSpec:
-    """The facts that the engine needs, from a transformers configuration and the traced layers."""
+    """The facts that the engine needs, from a transformers configuration and the traced layers, those of one of `parts` ranks."""
     windows = {layer.window for layer in layers}
     return ModelSpec(
         name=name,
@@ -141,7 +147,7 @@ def describe(
         eos_token_ids=_eos_token_ids(config) | _eos_token_ids(generation_config),
         bos_token_id=config.bos_token_id,
         sliding_window=None if None in windows else max(window for window in windows if window is not None),
-        kv_bytes_per_token=sum(2 * layer.kv_heads * layer.head_dim for layer in layers) * dtype.itemsize,
+        kv_bytes_per_token=sum(2 * layer.kv_heads * layer.head_dim for layer in layers) * dtype.itemsize * parts,
     )
 
 

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -23,6 +24,7 @@ import structlog
 from myna.engine import frames
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.errors import EngineError, InvalidConstraint, RequestError
+from myna.engine.interface import ModelRunner
 from myna.engine.prompt import Call, Message, Placeholder, Segment, Text, Tokens, render
 from myna.engine.request import Delta, Done, Event, Failed, Fill, Finished, Request, RequestId, TokenLogprob
 from myna.engine.sampling import SamplingParams
@@ -254,9 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _configure_logging(human=sys.stderr.isatty())
     log = structlog.get_logger("myna.engine").bind(model=options.model)
-    with socket.socket(fileno=options.fd) as channel:
+    with socket.socket(fileno=options.fd) as channel, ExitStack() as held:
         try:
-            engine, tokenizer = _load(options)
+            engine, tokenizer = _load(options, held)
         except EngineError as error:
             log.error("model refused", error=str(error))
             channel.sendall(frames.encode(frames.FailedReport("", type(error).__name__, str(error))))
@@ -274,28 +276,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace) -> tuple[Engine, PromptTokenizer]:
+def _load(options: argparse.Namespace, held: ExitStack) -> tuple[Engine, PromptTokenizer]:
+    """The engine that the command line asks for; what it needs as long as it lives is entered into `held`."""
     import torch
-
-    from myna.engine.loading import load
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    loaded = load(options.model, device=options.device, dtype=options.dtype, cache_dir=options.cache_dir)
-    limits = loaded.model.suits.limits
+    model, tokenizer = _load_model(options, held)
+    limits = model.suits.limits
     if options.max_sequences is not None:
         limits = replace(limits, max_sequences=options.max_sequences)
     if options.step_tokens is not None:
         limits = replace(limits, step_tokens=options.step_tokens, mixed_tokens=None)
     config = EngineConfig(options.page_size, options.kv_tokens, options.kv_bytes, limits)
-    return Engine(loaded.model, loaded.tokenizer, config), PromptTokenizer(loaded.tokenizer)
+    return Engine(model, tokenizer, config), PromptTokenizer(tokenizer)
+
+
+def _load_model(options: argparse.Namespace, held: ExitStack) -> tuple[ModelRunner, Any]:
+    from myna.engine.loading import load
+
+    devices = options.device.split(",")
+    if len(devices) == 1:
+        loaded = load(options.model, device=options.device, dtype=options.dtype, cache_dir=options.cache_dir)
+        return loaded.model, loaded.tokenizer
+    from myna.engine.parallel.leader import load_divided
+
+    divided = load_divided(
+        options.model, devices, dtype=options.dtype, cache_dir=options.cache_dir, threads=options.threads
+    )
+    found = held.enter_context(divided)
+    return found.model, found.tokenizer
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="myna.engine.process", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the connected stream socket to the host")
     parser.add_argument("--model", required=True, help="hub id, folder, .gguf file, or the default model's name")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1; or several, among which the model is divided"
+    )
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cache-dir", default=None)
     parser.add_argument("--page-size", type=int, default=None, help="tokens of a KV page")

@@ -215,9 +215,11 @@ def _calling(program: tuple[Step, ...], call: Call, tokenizer: PromptTokenizer) 
     *before, last = program
     assert isinstance(last, Generate), "a program ends with its last output"
     otherwise = None
+    words = False
     if call.tool_choice in tool_calls.ANY:
         otherwise = last.sampling.constraint
-        if otherwise is None or not otherwise.is_json:
+        words = otherwise is None and any(tool.get("function", tool).get("strict") for tool in call.tools)
+        if not words and (otherwise is None or not otherwise.is_json):
             return program
     constraint = tool_calls.calls_constraint(
         call.tools,
@@ -226,6 +228,7 @@ def _calling(program: tuple[Step, ...], call: Call, tokenizer: PromptTokenizer) 
         parallel=call.parallel,
         special=tokenizer.special,
         otherwise=otherwise,
+        words=words,
     )
     return *before, replace(last, sampling=replace(last.sampling, constraint=constraint))
 

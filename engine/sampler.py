@@ -2,6 +2,10 @@
 
 No random state is kept: the uniform number of a draw is a hash of (seed, position), and everything else is computed
 row by row, so that what runs beside a sequence can't change its tokens.
+
+What a grammar forbids is asked as late as the device allows. On a CPU a token is drawn first, as if there were no grammar; only
+where it may not come is the mask computed, and a token drawn among those that may, by another number. Together that is a draw
+among these alone. With top-k or top-p it would not be: there, and on a GPU, the mask comes first.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from myna.engine.device import Fetched, send
@@ -23,6 +28,10 @@ from myna.engine.structured.matcher import Mask
 _MASK = 2**64 - 1
 # Distances below the largest scaled logit within which to look for the tokens that top-k and top-p keep.
 _BOUNDS = (-8.0, -16.0)
+_COLDEST = 1e-30
+"""Lower temperatures draw no other tokens, but can't be divided by in float32."""
+_BLOCK = 512
+"""Tokens whose weights are summed up together, so that all of a row need not be added up one by one."""
 
 
 class Constrained(Protocol):
@@ -128,6 +137,9 @@ def begin(logits: Tensor, rows: Sequence[Row], greedy: tuple[Tensor, Tensor] | N
         part = logits if len(chosen) == len(rows) else logits[place]
         tokens = tokens.to(torch.int64, copy=True)
         tokens[place] = _draw(part.float(), [rows[index] for index in chosen])
+        for index in chosen:
+            if _drawn_before_asking(logits, rows[index]) and not _allows(rows[index], int(tokens[index])):
+                sound[index], tokens[index] = _draw_allowed(logits[index], rows[index], bool(sound[index]))
     return Drawing(tokens, sound, None if asked is None else asked.of(tokens))
 
 
@@ -165,9 +177,11 @@ def _constrain(logits: Tensor, rows: Sequence[Row], best: Tensor, tokens: Tensor
         # Mostly the likeliest token is allowed: then there is no need of a mask. To look at it on a GPU would be to wait for it.
         if row.constraint is None or (on_host and row.sampling.greedy and _allows(row, likeliest[index])):
             continue
+        if _drawn_before_asking(logits, row):
+            continue
         mask = row.constraint.mask()
         if mask is not None:
-            blocked[index] = _without(mask, row.banned) if row.banned else mask
+            blocked[index] = _without(mask, row.banned)
     if not blocked:
         return best, tokens
     best, tokens = best.clone(), tokens.to(torch.int64, copy=True)
@@ -186,8 +200,32 @@ def _allows(row: Row, token: int) -> bool:
     return token not in row.banned and row.constraint is not None and row.constraint.allows(token)
 
 
+def _drawn_before_asking(logits: Tensor, row: Row) -> bool:
+    """Whether a row's token is drawn before its grammar is asked; see the module."""
+    return (
+        row.constraint is not None and logits.device.type == "cpu" and not row.sampling.greedy and not row.sampling.cuts
+    )
+
+
+def _draw_allowed(logits: Tensor, row: Row, sound: bool) -> tuple[bool, int]:
+    """Draw among the tokens that a grammar allows: whether there is one, and which. `logits`: `[vocabulary]`, on a CPU; `sound`:
+    they are numbers."""
+    mask = None if row.constraint is None else row.constraint.mask()
+    ids = _ids(_without(mask, row.banned)) if mask is not None else ()
+    if not sound or not len(ids):
+        return False, 0
+    values = logits.numpy()[ids].astype(np.float64)
+    weights = np.exp((values - values.max()) / max(row.sampling.temperature, _COLDEST))
+    cumulative = weights.cumsum()
+    wanted = uniform(_mix(row.seed & _MASK), row.position) * cumulative[-1]
+    place = np.searchsorted(cumulative, min(wanted, np.nextafter(cumulative[-1], 0)), side="right")
+    return True, int(ids[place])
+
+
 def _without(mask: Mask, banned: frozenset[int]) -> Mask:
     """The mask without these tokens, if it lets anything else through."""
+    if not banned:
+        return mask
     left = mask.copy()
     for token in banned:
         left[token // 32] &= ~np.uint32(1 << token % 32)
@@ -195,15 +233,20 @@ def _without(mask: Mask, banned: frozenset[int]) -> Mask:
 
 
 def _likeliest(logits: Tensor, mask: Mask) -> tuple[float, int]:
-    """The largest of those that a mask allows, and which it is. They are mostly few of many, so that numpy is quicker."""
-    words = np.flatnonzero(mask)
-    if not len(words):
+    """The largest of those that a mask allows, and which it is."""
+    ids = _ids(mask)
+    if not len(ids):
         return -math.inf, 0
-    at, bits = np.nonzero(np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little"))
-    ids = words[at] * 32 + bits
     values = logits.float().numpy()[ids]
     best = values.argmax()
     return float(values[best]), int(ids[best])
+
+
+def _ids(mask: Mask) -> NDArray[np.int64]:
+    """The tokens that a mask allows, which are mostly few of many."""
+    words = np.flatnonzero(mask)
+    at, bits = np.nonzero(np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little"))
+    return words[at] * 32 + bits
 
 
 def _spread(masks: Sequence[Mask], logits: Tensor) -> Tensor:
@@ -238,19 +281,45 @@ def _penalise(logits: Tensor, row: Row) -> None:
 def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Draw by inverting the cumulative distribution at each row's uniform number. No row is greedy. Returns int64 [rows]."""
     device = logits.device
-    temperature = send([row.sampling.temperature for row in rows], logits.dtype, device)
-    # Taking the maximum off first keeps a tiny temperature from overflowing.
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
+    temperature = send([max(row.sampling.temperature, _COLDEST) for row in rows], logits.dtype, device)
+    # Taking the maximum off first keeps a tiny temperature from overflowing. One copy of the logits serves for all that follows.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperature[:, None])
     floor = _floor(scaled, rows)
     if floor is not None:
-        scaled = scaled.masked_fill(scaled < floor[:, None], float("-inf"))
-    cumulative = torch.exp(scaled).cumsum(dim=-1, dtype=torch.float64)
+        scaled.masked_fill_(scaled < floor[:, None], float("-inf"))
     numbers = send([uniform(row.seed, row.position) for row in rows], torch.float64, device)
+    invert = _invert_by_blocks if device.type == "cpu" else _invert
+    return invert(scaled.exp_(), numbers).clamp_(max=logits.shape[-1] - 1)  # what are no numbers leads anywhere
+
+
+def _invert(weights: Tensor, parts: Tensor) -> Tensor:
+    """Where the sum of weights [rows, n] passes these parts [rows] of the whole: int64 [rows]. Never at a weight of 0."""
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[:, -1:]
-    # Below the total even where the product rounds up to it: a token that is cut off must never be drawn.
-    wanted = torch.minimum(numbers[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    drawn = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
-    return drawn.clamp_(max=logits.shape[-1] - 1)  # logits that are no numbers lead anywhere
+    return _passed(cumulative, parts[:, None] * total)
+
+
+def _passed(cumulative: Tensor, wanted: Tensor) -> Tensor:
+    """Where sums [rows, n] first exceed `wanted` [rows, 1]: int64 [rows]."""
+    total = cumulative[:, -1:]
+    # Below the total even where a product rounds up to it: a token that is cut off must never be drawn.
+    wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+
+
+def _invert_by_blocks(weights: Tensor, parts: Tensor) -> Tensor:
+    """`_invert` on a CPU, where to add up weights one by one takes most of the time: finds the block, then the place in it."""
+    rows, vocabulary = weights.shape
+    if rest := -vocabulary % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, rest))
+    blocks = weights.view(rows, -1, _BLOCK)
+    sums = blocks.sum(dim=-1)
+    cumulative = sums.cumsum(dim=-1, dtype=torch.float64)
+    wanted = parts[:, None] * cumulative[:, -1:]
+    block = _passed(cumulative, wanted).clamp_(max=blocks.shape[1] - 1)[:, None]
+    before = cumulative.gather(1, block) - sums.gather(1, block)
+    inside = blocks[torch.arange(rows), block[:, 0]].cumsum(dim=-1, dtype=torch.float64)
+    return block[:, 0] * _BLOCK + _passed(inside, (wanted - before).clamp_(min=0))
 
 
 def _floor(scaled: Tensor, rows: Sequence[Row]) -> Tensor | None:

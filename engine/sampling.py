@@ -77,6 +77,11 @@ class SamplingParams:
         return self.temperature == 0
 
     @property
+    def cuts(self) -> bool:
+        """Whether top-k, top-p or min-p leave any token out."""
+        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
+
+    @property
     def penalised(self) -> bool:
         """Whether tokens seen before change the distribution."""
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)

@@ -17,6 +17,7 @@ from myna.engine.structured.constraint import Constraint, ConstraintKind, json_s
 
 ANY = ("", "auto", "none")
 """Choices that leave it to the model."""
+_ALL = r"(.|\n)*"
 _NAME, _OTHER = "mynaProbeOne", "mynaProbeTwo"
 _ARGUMENTS = re.compile(r"\{\s*\"mynaKey\"\s*:\s*\"mynaValue\"\s*\}")
 _BEFORE = re.compile(r"\{\s*(\"type\":\s*\"function\",\s*)?(\"function\":\s*\{\s*)?\"name\":\s*\"\Z")
@@ -92,9 +93,11 @@ def calls_constraint(
     parallel: bool,
     special: Mapping[str, int],
     otherwise: Constraint | None = None,
+    words: bool = False,
 ) -> Constraint:
     """The constraint by which tools, or the one that `choice` names, are called. `special`: control tokens that may stand in the
-    form. `otherwise`: the JSON that may stand there instead of calls. Raises InvalidConstraint."""
+    form. `otherwise`: the JSON that may stand there instead of calls. `words`: any text may, and before them, in which no call
+    begins. Raises InvalidConstraint."""
     functions = [tool.get("function", tool) for tool in tools]
     if choice not in (*ANY, "required"):
         functions = [function for function in functions if function.get("name") == choice]
@@ -102,9 +105,12 @@ def calls_constraint(
         raise InvalidConstraint(f"the choice {choice!r} names no tool")
     join = form.join if parallel else None
     again = f" ({_literal(join, special)} call)*" if join is not None else ""
-    lines = [
-        "start: calls" if otherwise is None else f"start: calls | %json {source_of(otherwise)}",
-        f"calls: {_literal(form.before, special)} call{again} {_literal(form.after, special)}",
+    lines = ["start: calls" if otherwise is None else f"start: calls | %json {source_of(otherwise)}"]
+    before = _literal(form.before, special)
+    if words:
+        lines, before = _after_words(form.before, special)
+    lines += [
+        f"calls: {before} call{again} {_literal(form.after, special)}",
         "call: " + " | ".join(f"tool_{number}" for number in range(len(functions))),
     ]
     for number, function in enumerate(functions):
@@ -112,6 +118,27 @@ def calls_constraint(
         head = _literal(f"{name}{form.between}", special)
         lines.append(f"tool_{number}: {head} %json {_arguments(function)}")
     return Constraint(ConstraintKind.GRAMMAR, "\n".join(lines) + "\n")
+
+
+def _after_words(before: str, special: Mapping[str, int]) -> tuple[list[str], str]:
+    """The rules by which calls stand behind any text, or there are none; and how they begin there. A call is told from text by
+    the mark before its JSON, or, where a template writes none, by being the first that is said."""
+    mark = before[: before.rindex("{")].rstrip(" \n\t[").lstrip()
+    mark = next((token for token in special if token in mark), mark)
+    if not mark:
+        json_ = before.lstrip()
+        words = rf"WORDS: /(\s*[^{re.escape(json_[0])}\s]{_ALL})?/"
+        return ["start: WORDS | calls", words, r"GAP: /\s+/"], f"GAP? {_literal(json_, {})}"
+    rest = before.partition(mark)[2]
+    if mark in special:
+        return ["start: WORDS? calls?", f"WORDS: /{_ALL[:-1]}+/"], _literal(mark + rest, special)
+    found = _ALL + re.escape(mark).replace("/", r"\/") + _ALL
+    lines = [
+        "start: WORDS | calls",
+        f"WORDS: /{_ALL}/ & ~/{found}/",
+        f"MARKED: (/{_ALL}/ & ~/{found}/) {_literal(mark, {})}",
+    ]
+    return lines, f"MARKED {_literal(rest, special)}"
 
 
 def _arguments(function: Mapping[str, Any]) -> str:

@@ -11,6 +11,8 @@ from myna.engine.admission import _trace
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.interface import BatchLimits
 from myna.engine.model import HuggingFaceNetwork, describe
+from myna.engine.parallel.division import divide
+from myna.engine.parallel.ranks import Ranks
 from myna.engine.plan import StepPlan
 from myna.engine.request import RequestId
 from myna.engine.sampling import SamplingParams
@@ -37,24 +39,26 @@ SHARED = tokens(48, 99)
 PROMPTS = [tokens(5, 1), SHARED + tokens(7, 3), SHARED + tokens(20, 4), SHARED]
 
 
-def gpu_model(architecture: str, *, fused: bool) -> Any:
-    """A tiny model behind `GpuModel`, float32."""
+def gpu_model(architecture: str, *, fused: bool, ranks: Ranks | None = None, **changes: Any) -> Any:
+    """A tiny model behind `GpuModel`, float32; or one rank's part of it."""
     from myna.engine.gpu_model import GpuModel
     from myna.engine.gpu_network import fuse_for_gpu
     from myna.engine.triton_attention import TritonAttention
 
-    network = tiny_models.build(architecture, **sizes(architecture)).to(DEVICE)
+    network = tiny_models.build(architecture, **sizes(architecture) | changes)
+    division = None if ranks is None else divide(network, architecture, ranks)
+    network.to(DEVICE)
     attention.register()
     network.set_attn_implementation(attention.NAME)
     layers, vocab_size = _trace(network, architecture)
     spec = describe(
         network.config, network.generation_config, name=architecture, layers=layers, vocab_size=vocab_size,
-        dtype=torch.float32, device=DEVICE,
+        dtype=torch.float32, device=DEVICE, parts=1 if ranks is None else ranks.size,
     )  # fmt: skip
     pools = TritonAttention(layers, torch.float32, DEVICE, interpreted=DEVICE.type == "cpu")
-    inner = fuse_for_gpu(network, layers) if fused else HuggingFaceNetwork(network)
+    inner = fuse_for_gpu(network, layers, division) if fused else HuggingFaceNetwork(network)
     assert inner is not None, "the structure isn't known"
-    return GpuModel(inner, pools, spec)
+    return GpuModel(inner, pools, spec, ranks)
 
 
 def engine(model: Any, *, pages: int = 40, step: int = 64, graphs: bool = True) -> Engine:
@@ -63,8 +67,8 @@ def engine(model: Any, *, pages: int = 40, step: int = 64, graphs: bool = True) 
     return Engine(model, words(tiny_models.VOCAB_SIZE), config)
 
 
-def reference(architecture: str, count: int) -> list[list[int]]:
-    network = tiny_models.build(architecture, **sizes(architecture))
+def reference(architecture: str, count: int, **changes: Any) -> list[list[int]]:
+    network = tiny_models.build(architecture, **sizes(architecture) | changes)
     made = []
     for prompt in PROMPTS:
         row = torch.tensor([prompt])
@@ -75,8 +79,13 @@ def reference(architecture: str, count: int) -> list[list[int]]:
 
 def greedy_tokens_differ(architecture: str, fused: bool, count: int) -> str:
     """Batched, sharing a prefix, in chunks beside decodes, pipelined, twice: where it isn't what transformers generates."""
-    machine = engine(gpu_model(architecture, fused=fused))
-    wanted = reference(architecture, count)
+    return tokens_differ(gpu_model(architecture, fused=fused), reference(architecture, count))
+
+
+def tokens_differ(model: Any, wanted: list[list[int]]) -> str:
+    """As `greedy_tokens_differ`, of a model that is there, from what it has to generate for each of PROMPTS."""
+    machine = engine(model)
+    count = len(wanted[0])
     for name in "ab":
         for number, prompt in enumerate(PROMPTS):
             machine.submit(ask(f"{name}{number}", prompt, greedy(count, min_tokens=count)))

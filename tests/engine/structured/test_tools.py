@@ -13,6 +13,8 @@ from myna.engine.prompt import Call, Message, Placeholder, Text, render
 from myna.engine.request import Generate, Request, RequestId, Step
 from myna.engine.sampling import SamplingParams
 from myna.engine.structured.constraint import constraint_of
+from myna.engine.structured.grammars import Grammars
+from myna.engine.structured.matcher import Matcher
 from myna.engine.structured.tools import ToolForm
 from myna.engine.tokens import PromptTokenizer
 from tests.engine.driving import drain
@@ -171,6 +173,53 @@ def test_left_to_the_model_it_says_what_it_likes(choice: str) -> None:
     last = program(tokenizer(CHATML), choice)[-1]
     assert isinstance(last, Generate)
     assert last.sampling.constraint is None
+
+
+STRICT = tuple({**tool, "function": {**LOOK, "strict": True}} for tool in TOOLS[:1])
+
+
+def left_to_the_model(tokens: PromptTokenizer, *tools: dict[str, Any]) -> Matcher:
+    """What may be said where the model chooses."""
+    turns = (Message("user", (Text("?"),)), Message("assistant", (Placeholder(0, SamplingParams()),)))
+    last = render(Call(turns, tools), tokens)[-1]
+    assert isinstance(last, Generate)
+    assert last.sampling.constraint is not None
+    grammars = Grammars(tokens.tokenizer, len(tokens.tokenizer), frozenset())
+    return grammars.compile(last.sampling.constraint).result().matcher(frozenset())
+
+
+@pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL, CHATML], ids=["hermes", "llama", "mistral", "no tools"])
+def test_left_to_the_model_a_strict_tool_is_called_with_valid_arguments_or_not_at_all(template: str) -> None:
+    matcher, wanted = left_to_the_model(tokenizer(template), *STRICT), form(template)
+    right, wrong = (
+        f"{wanted.before}look_up{wanted.between}{arguments}{wanted.after}"
+        for arguments in ('{"word": "fox"}', '{"word": "cat"}')
+    )
+    for text in ("", "no need", "a { b [ c <tool", right, f"\n{right}"):
+        assert matcher.accepts_text(text), text
+    for text in (wrong, f"\n{wrong}", right[:-5]):
+        assert not matcher.accepts_text(text), text
+    if template is not LLAMA:  # which has no mark: there a call is all that is said
+        assert matcher.accepts_text(f"let me look. {right}")
+        assert not matcher.accepts_text(f"let me look. {wrong}")
+
+
+def test_a_strict_call_is_told_by_the_control_token_that_marks_it() -> None:
+    tokens, wanted = tokenizer(MISTRAL, ("[TOOL_CALLS]",)), form(MISTRAL)
+    matcher = left_to_the_model(tokens, *STRICT)
+    encode = tokens.tokenizer.encode
+    call = wanted.before.removeprefix("[TOOL_CALLS]") + "look_up" + wanted.between
+    said = [*encode("so: "), tokens.special["[TOOL_CALLS]"], *encode(call)]
+    for place, token in enumerate(said):
+        assert matcher.allows(token), tokens.tokenizer.decode(said[: place + 1])
+        matcher.take(place, token)
+    assert not matcher.allows(encode("x")[0])
+
+
+def test_a_strict_schema_that_cant_be_kept_to_is_refused() -> None:
+    odd = {"type": "function", "function": {"name": "odd", "parameters": {"not": {}}, "strict": True}}
+    with pytest.raises(InvalidConstraint, match="not"):
+        left_to_the_model(tokenizer(CHATML), odd)
 
 
 def test_a_choice_that_names_no_tool_is_refused() -> None:
