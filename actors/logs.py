@@ -1,5 +1,8 @@
 """Logs: one structured event a line, ids bound to the context at the mailbox, no secret ever, and no text of a variable.
 
+Whose work a task does is set in `ABOUT` where that work comes in; tasks that are begun there have it too, and each line that is
+written says it, whoever writes it. It is made into text only then: to be bound costs a call a tenth of a microsecond.
+
 Readable on a terminal, JSON elsewhere. Only standard error is written: standard output belongs to results. Library code
 calls `structlog.get_logger()` and needs nothing from here; each process calls `configure` once, at its start.
 """
@@ -9,8 +12,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 import structlog
@@ -20,6 +24,10 @@ from myna.actors.config import LogFormat, LogSettings
 _SECRET_KEY = re.compile(r"pass(word|wd)?|secret|(auth|access)_?token|credential|authorization|api_?key", re.IGNORECASE)
 _SECRET_URL = re.compile(r"(?<=://)[^\s/@]+@")
 HIDDEN = "(hidden)"
+
+IDS = ("tenant", "session", "call", "attempt", "variable")
+ABOUT: ContextVar[tuple[object, ...]] = ContextVar("myna_about", default=())
+"""What the running task's work is about: as many of `IDS` as are known, in their order, None or "" for one that is not."""
 
 
 def configure(settings: LogSettings, *, process: str, stream: TextIO | None = None) -> None:
@@ -58,9 +66,22 @@ def to_file(file: TextIO, settings: LogSettings, *, process: str) -> Any:
     ).bind(process=process)
 
 
-def bound(**ids: object) -> AbstractContextManager[None]:
-    """Bind ids (session, call, worker, ...) to every event logged inside the block, tasks started there included."""
-    return structlog.contextvars.bound_contextvars(**ids)
+@contextmanager
+def about(*ids: object) -> Iterator[None]:
+    """Bind `IDS` to every event logged inside the block, tasks that are begun there included."""
+    token = ABOUT.set(ids)
+    try:
+        yield
+    finally:
+        ABOUT.reset(token)
+
+
+def add_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Processor: what the running task's work is about, beside what the event says itself."""
+    for name, known in zip(IDS, ABOUT.get(), strict=False):
+        if known:
+            event.setdefault(name, known)
+    return event
 
 
 def hide_secrets(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -80,6 +101,7 @@ def _hide(key: str, value: Any) -> Any:
 
 _SHARED: list[structlog.typing.Processor] = [
     structlog.contextvars.merge_contextvars,
+    add_ids,
     structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     hide_secrets,

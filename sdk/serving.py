@@ -25,7 +25,7 @@ from myna.actors.messages import ErrorCode, Failure, Input, NativeCall, Tenant, 
 from myna.actors.telemetry.instruments import instruments
 from myna.actors.worker.backend import Job
 from myna.actors.worker.shell import Worker
-from myna.sdk import ids
+from myna.sdk import ids, spans
 from myna.sdk.agent import Agent, registered
 from myna.sdk.client import Client
 from myna.sdk.current import CURRENT
@@ -74,8 +74,9 @@ class Performance:
                 self._client.attach(job.key[1]) as session,
                 contextlib.aclosing(self._run(arguments, session)) as pieces,
             ):
-                async for piece in pieces:
-                    yield piece
+                with spans.of_call():
+                    async for piece in pieces:
+                        yield piece
         except CallFailed as error:  # of a call that the function made: the first cause stays the first cause
             raise NativeFailure(error.failure) from error
 

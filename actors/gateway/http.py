@@ -21,6 +21,7 @@ import structlog
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from myna.actors import logs
 from myna.actors.gateway import problems
 from myna.actors.gateway.keys import Caller
 from myna.actors.gateway.problems import Problem
@@ -128,6 +129,7 @@ class Operation:
         exchange = _Exchange(send)
         try:
             incoming = await self._understand(Request(scope, receive))
+            logs.ABOUT.set((incoming.tenancy.tenant, incoming.path.get("session")))  # a request has a task of its own
             async with _watched(receive), asyncio.timeout(self._seconds):
                 await self._serve(incoming, exchange)
         except _Left:
@@ -154,6 +156,9 @@ class Operation:
         if problem is None:
             _log.error("request_failed", path=self._endpoint.path, exc_info=error)
             problem = problems.fault()
+        elif (failure := problem.failure) is not None:  # its code alone: its text may quote a value
+            with logs.about(*logs.ABOUT.get()[:2], failure.call, None, failure.variable):
+                _log.info("call_failed", path=self._endpoint.path, status=problem.status, code=failure.code)
         return problem
 
     async def _understand(self, request: Request) -> Incoming:

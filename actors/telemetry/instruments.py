@@ -1,7 +1,8 @@
 """The instruments of one process, as its settings ask for them, begun and ended with it.
 
 `/metrics` is served by a thread of its own. Spans are sent by a thread, too, over OTLP/HTTP; where nobody takes them they are
-lost, and nothing waits. The exporter reads OpenTelemetry's own variables: OTEL_EXPORTER_OTLP_ENDPOINT, _HEADERS, _CERTIFICATE.
+lost, and nothing waits. OpenTelemetry's own variables are read by its own parts: OTEL_EXPORTER_OTLP_* and OTEL_BSP_* by exporter
+and batches, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and its _ARG.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import structlog
 from myna.actors.config import ConfigError, Settings
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.sampling import Sampler
     from prometheus_client import CollectorRegistry
 
     from myna.actors.telemetry.request_meters import RequestMeters
@@ -34,6 +36,7 @@ class Instruments:
 
     registry: CollectorRegistry | None = None
     writer: Writer | None = None
+    sampler: Sampler | None = None
 
     def worker(self) -> tuple[WorkerWatch, ...]:
         """For all workers of this process. Called once."""
@@ -62,7 +65,7 @@ class Instruments:
             return None
         from myna.actors.telemetry.traces import SchedulerTraces
 
-        return SchedulerTraces(self.writer)
+        return SchedulerTraces(self.writer, self.sampler)
 
     def requests(self) -> RequestMeters | None:
         """For the gateway of this process. Called once."""
@@ -80,8 +83,9 @@ def instruments(settings: Settings, process: str) -> Iterator[Instruments]:
     with contextlib.ExitStack() as ends:
         registry = None if settings.metrics is None else _serve(settings.metrics, ends)
         writer = _send(process, ends) if settings.traces else None
+        sampler = _sampler() if settings.traces and settings.sampled else None
         gc.freeze()  # what was loaded stays: collections look at what comes and goes
-        yield Instruments(registry, writer)
+        yield Instruments(registry, writer, sampler)
 
 
 def _serve(port: int, ends: contextlib.ExitStack) -> CollectorRegistry:
@@ -122,3 +126,10 @@ def _send(process: str, ends: contextlib.ExitStack) -> Writer:
     ends.callback(processor.shutdown)
     _log.info("traces are sent")
     return SpanWriter(processor, Resource.create({"service.name": f"myna-{process}"}))
+
+
+def _sampler() -> Sampler:
+    """What OTEL_TRACES_SAMPLER and its argument say; OpenTelemetry reads them."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    return TracerProvider(shutdown_on_exit=False).sampler

@@ -37,6 +37,7 @@ class SchedulerMeters:
             "Job completion time: from a session's opening to the last outcome before its close.",
             SECONDS,
         )
+        self._rejected = Tally(registry, "myna_scheduler_rejected_messages", "Messages that were not understood.")
         self._standing = {
             name: Gauge(f"myna_scheduler_{name}", help, registry=registry)
             for name, help in (
@@ -45,7 +46,6 @@ class SchedulerMeters:
                 ("running_calls", "Calls at workers."),
                 ("workers", "Workers that are known."),
                 ("sessions", "Sessions that are open."),
-                ("rejected_messages", "Messages that were not understood, since start."),
             )
         }
         self._messages = Gauge("myna_stream_messages", "Messages that a stream holds.", ["stream"], registry=registry)
@@ -77,12 +77,12 @@ class SchedulerMeters:
 
     def commanded(self, command: Command) -> None:
         """Count what is decided."""
-        self._decisions.add(1, _KINDS[type(command)])
+        self._decisions.add(1, _LABELS[type(command)])
         match command:
             case Dispatch(waited=waited):
                 self._queue.observe(waited)
             case EndVariable(outcome=Failure(code=code)):
-                self._failures.add(1, code.value)
+                self._failures.add(1, (code.value,))
             case EndVariable():
                 self._cancelled.add(1)
             case AppendEntry(entry=Tried()):
@@ -99,15 +99,15 @@ class SchedulerMeters:
             ("running_calls", sum(len(w.held) for w in workers)),
             ("workers", len(workers)),
             ("sessions", len(core.sessions)),
-            ("rejected_messages", rejected),
         ):
             self._standing[name].set(value)
+        self._rejected.reach(rejected)
         for stream in streams:
             self._messages.labels(stream.name).set(stream.messages)
             self._bytes.labels(stream.name).set(stream.bytes)
 
 
-_KINDS = {
-    command: "".join(f"_{c.lower()}" if c.isupper() else c for c in command.__name__).lstrip("_")
+_LABELS = {
+    command: ("".join(f"_{c.lower()}" if c.isupper() else c for c in command.__name__).lstrip("_"),)
     for command in Command.__args__
 }

@@ -5,16 +5,17 @@ Law: pure and bounded. An attempt that is stopped tells nothing, so the oldest i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from myna.actors.messages import Usage, Value
-from myna.actors.worker.backend import RunKey
 
 MOST = 4096
 
+Key = tuple[str, str, str, int]
+"""A `RunKey`, as it stands in a job or in an event."""
 
-@dataclass(frozen=True, slots=True)
-class Span:
+
+class Span(Struct, frozen=True, gc=False):
     """An attempt's times, in seconds since the epoch, and its tokens; as in `messages.Timing`."""
 
     function: str
@@ -35,20 +36,21 @@ class Spans:
     """The attempts that have made some of their outputs."""
 
     def __init__(self) -> None:
-        self._open: dict[RunKey, Span] = {}
+        self._open: dict[Key, Span] = {}
 
-    def made(self, key: RunKey, function: str, value: Value) -> None:
+    def made(self, key: Key, function: str, value: Value) -> None:
         """An output is whole."""
         timing = value.timing
         if timing is None:
             return
         before = self._open.get(key)
-        if before is None and len(self._open) >= MOST:
+        first, used = timing.first, value.usage
+        if before is not None:
+            first, used = min(before.first, first), before.used + used
+        elif len(self._open) >= MOST:
             del self._open[next(iter(self._open))]
-        first = timing.first if before is None else min(before.first, timing.first)
-        used = value.usage if before is None else before.used + value.usage
         self._open[key] = Span(function, timing.received, timing.began, first, timing.ended, used)
 
-    def take(self, key: RunKey) -> Span | None:
+    def take(self, key: Key) -> Span | None:
         """The attempt is over."""
         return self._open.pop(key, None)

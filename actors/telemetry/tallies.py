@@ -23,9 +23,13 @@ class Tally(Collector):
         self._counted: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
         registry.register(self)
 
-    def add(self, amount: float, *labels: str) -> None:
+    def add(self, amount: float, labels: tuple[str, ...] = ()) -> None:
         """Count; `amount` is not negative."""
         self._counted[labels] = self._counted.get(labels, 0.0) + amount
+
+    def reach(self, total: float, labels: tuple[str, ...] = ()) -> None:
+        """What somebody else counts stands at `total`."""
+        self._counted[labels] = total
 
     def describe(self) -> Iterator[Metric]:
         """What it is, without numbers."""
@@ -50,7 +54,8 @@ class Times(Collector):
 
     def observe(self, value: float) -> None:
         """One sample; below 0, as clocks that are set may tell it, it is 0."""
-        value = max(value, 0.0)
+        if value < 0.0:
+            value = 0.0
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 

@@ -5,23 +5,22 @@ the attempt has ended, from the times that the value carries. So the cores know 
 recorded costs nothing.
 
 Law: at most `PACE` calls a second are recorded of sessions that no client's trace asks for, in whole sessions: what an operator
-sees of a busy cluster is a sample, and its price is bounded.
+sees of a busy cluster is a sample, and its price is bounded. Where OpenTelemetry's own variables name a sampler, it decides.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.sampling import Decision, Sampler
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from myna.actors.messages import (
-    CallId,
     Close,
     Event,
     EventKind,
@@ -40,7 +39,7 @@ from myna.actors.scheduler.commands import Command
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.telemetry import context
 from myna.actors.telemetry.context import Context
-from myna.actors.telemetry.spans import Span, Spans
+from myna.actors.telemetry.spans import Key, Span, Spans
 from myna.actors.worker.backend import Insight, Offer, RunKey
 
 PACE = 10.0
@@ -74,9 +73,9 @@ class Writer:
         attributes: Attributes | None = None,
         *,
         failed: str | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
+        serves: bool = False,
     ) -> None:
-        """One span; times in seconds since the epoch. `failed`: why it did."""
+        """One span; times in seconds since the epoch. `failed`: why it did; `serves`: it answers another process."""
         self._processor.on_end(
             ReadableSpan(
                 name,
@@ -84,7 +83,7 @@ class Writer:
                 parent=None if parent is None else _known(here.trace, parent, remote=True),
                 resource=self._resource,
                 attributes=dict(attributes or {}),
-                kind=kind,
+                kind=SpanKind.SERVER if serves else SpanKind.INTERNAL,
                 instrumentation_scope=_SCOPE,
                 status=_OK if failed is None else Status(_FAILED, failed),
                 start_time=int(began * 1e9),
@@ -99,7 +98,8 @@ def _known(trace: int, span: int, *, remote: bool = False) -> SpanContext:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    parent: Context
+    here: Context
+    parent: int
     began: float
 
 
@@ -108,18 +108,21 @@ class WorkerTraces:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._asked: dict[RunKey, _Asked] = {}
+        self._asked: dict[Key, _Asked] = {}
         self._spans = Spans()
 
     def asked(self, run: Run, headers: Mapping[str, str]) -> None:
         """An attempt is recorded where the dispatch names a span."""
         parent = context.incoming(headers) if headers else None
-        if parent is None:
+        if parent is None or not parent.recorded:
+            context.CURRENT.set(None)
             return
         if len(self._asked) >= MOST:
             del self._asked[next(iter(self._asked))]
-        key = (Tenant(run.tenant), SessionId(run.session), CallId(run.call.id), run.attempt)
-        self._asked[key] = _Asked(parent, time.time() - context.waited(headers))
+        key = (run.tenant, run.session, run.call.id, run.attempt)
+        here = parent.inside()
+        context.CURRENT.set(here)  # for what the attempt does; the next order says anew
+        self._asked[key] = _Asked(here, parent.span, time.time() - context.waited(headers))
 
     def made(self, key: RunKey, function: str, value: Value) -> None:
         """An output is whole."""
@@ -130,13 +133,13 @@ class WorkerTraces:
         """Write the spans of an attempt that has ended."""
         if event.kind is EventKind.STARTED or not self._asked:
             return
-        key = (Tenant(event.tenant), SessionId(event.session), CallId(event.call), event.attempt)
+        key = (event.tenant, event.session, event.call, event.attempt)
         asked = self._asked.pop(key, None)
         if asked is not None:
             self._write(event, asked, self._spans.take(key))
 
     def _write(self, event: Event, asked: _Asked, span: Span | None) -> None:
-        here = Context(asked.parent.trace, secrets.randbits(64) or 1)
+        here = asked.here
         ended = time.time() if span is None else span.ended
         attributes: dict[str, str | int | float] = {
             "myna.tenant": event.tenant,
@@ -151,20 +154,17 @@ class WorkerTraces:
         }
         failed = None
         if event.kind is not EventKind.FINISHED:
-            failed = (
-                event.kind.value if event.failure is None else event.failure.code.value
-            )  # its text may quote a value
+            # Its code alone: its text may quote a value.
+            failed = event.kind.value if event.failure is None else event.failure.code.value
         name = f"call {span.function}" if span is not None and span.function else "call"
-        parent = asked.parent.span
-        self._writer.write(name, here, parent, asked.began, ended, attributes, failed=failed, kind=SpanKind.SERVER)
+        self._writer.write(name, here, asked.parent, asked.began, ended, attributes, failed=failed, serves=True)
         if span is not None:
             for part, began, until in (
                 ("queue", asked.began, span.began),
                 ("prefill", span.began, span.first),
                 ("decode", span.first, span.ended),
             ):
-                inner = Context(here.trace, secrets.randbits(64) or 1)
-                self._writer.write(part, inner, here.span, began, until)
+                self._writer.write(part, here.inside(), here.span, began, until)
 
     def looked(self, worker: WorkerId, offer: Offer, running: int, load: Mapping[str, float], insight: Insight) -> None:
         """Of no concern to a trace."""
@@ -174,14 +174,17 @@ class WorkerTraces:
 class _Session:
     opened: float
     parent: Context | None
+    own: Context | None = None
     recorded: bool | None = None
 
 
 class SchedulerTraces:
     """Says which calls are recorded, and writes the span of a session that has a trace of its own."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, sampler: Sampler | None = None) -> None:
+        """`sampler` decides in place of the law's pace, which sessions are recorded that no client traces."""
         self._writer = writer
+        self._sampler = sampler
         self._sessions: dict[tuple[str, str], _Session] = {}
         self._room = BURST
         self._filled = time.monotonic()
@@ -193,12 +196,21 @@ class SchedulerTraces:
             return None
         parent = session.parent
         if parent is None:
-            if not self._records(session):
+            if session.recorded is False or not self._records(session, run):
                 return None
-            parent = context.of_session(run.tenant, run.session)
+            parent = session.own = session.own or context.of_session(run.tenant, run.session)
+        elif not parent.recorded:
+            return None
         return {context.TRACEPARENT: parent.header, context.WAITED: f"{max(waited, 0.0):.6f}"}
 
-    def _records(self, session: _Session) -> bool:
+    def _records(self, session: _Session, run: Run) -> bool:
+        """Whether one more call of a session is recorded: for a session's first call it is decided, and holds for all."""
+        if self._sampler is not None:
+            if session.recorded is None:
+                trace = context.of_session(run.tenant, run.session).trace
+                decision = self._sampler.should_sample(None, trace, "session").decision
+                session.recorded = decision is Decision.RECORD_AND_SAMPLE
+            return session.recorded
         now = time.monotonic()
         self._room = min(BURST, self._room + PACE * (now - self._filled))
         self._filled = now

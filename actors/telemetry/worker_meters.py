@@ -10,7 +10,7 @@ from typing import assert_never
 
 from prometheus_client import CollectorRegistry
 
-from myna.actors.messages import CallId, Event, EventKind, Run, SessionId, Tenant, Usage, Value, WorkerId
+from myna.actors.messages import Event, EventKind, Run, Usage, Value, WorkerId
 from myna.actors.telemetry.backend_meters import BackendMeters
 from myna.actors.telemetry.labels import Bounded
 from myna.actors.telemetry.spans import Span, Spans
@@ -55,9 +55,9 @@ class WorkerMeters:
         """Count what has ended."""
         if event.kind is EventKind.STARTED:
             return
-        key = (Tenant(event.tenant), SessionId(event.session), CallId(event.call), event.attempt)
-        span, tenant = self._spans.take(key), self._tenant(event.tenant)
-        self._calls.add(1, event.kind.value, tenant)
+        span = self._spans.take((event.tenant, event.session, event.call, event.attempt))
+        tenant = self._tenant(event.tenant)
+        self._calls.add(1, (event.kind.value, tenant))
         self._use(event.usage, tenant)
         match event.kind:
             case EventKind.FINISHED:
@@ -65,20 +65,19 @@ class WorkerMeters:
                     self._time(span)
             case EventKind.FAILED:
                 if event.failure is not None:
-                    self._failures.add(1, event.failure.code.value)
+                    self._failures.add(1, (event.failure.code.value,))
             case EventKind.REFUSED | EventKind.OVERTAKEN:
                 pass
             case _:
                 assert_never(event.kind)
 
     def _use(self, used: Usage, tenant: str) -> None:
-        for kind, tokens in (
-            ("prompt", used.prompt_tokens),
-            ("cached", used.cached_tokens),
-            ("output", used.output_tokens),
-        ):
-            if tokens > 0:
-                self._tokens.add(tokens, kind, tenant)
+        if used.prompt_tokens:
+            self._tokens.add(used.prompt_tokens, ("prompt", tenant))
+        if used.cached_tokens:
+            self._tokens.add(used.cached_tokens, ("cached", tenant))
+        if used.output_tokens:
+            self._tokens.add(used.output_tokens, ("output", tenant))
 
     def _time(self, span: Span) -> None:
         self._queue.observe(span.began - span.received)

@@ -36,14 +36,22 @@ def events(out: io.StringIO) -> list[dict[str, Any]]:
 
 def test_elsewhere_than_on_a_terminal_an_event_is_one_json_object_with_its_ids() -> None:
     out = configured()
-    with logs.bound(session="s-1"):
+    with logs.about("t-1", "s-1", None, 7):
         structlog.get_logger().info("dispatched", call="c-1")
     structlog.get_logger().info("idle")
     first, second = events(out)
-    assert {"event": "dispatched", "call": "c-1", "session": "s-1", "process": "test", "level": "info"}.items() <= (
-        first.items()
-    )
+    ids = {"tenant": "t-1", "session": "s-1", "call": "c-1", "attempt": 7}
+    assert {"event": "dispatched", "process": "test", "level": "info", **ids}.items() <= first.items()
+    assert "variable" not in first
     assert "session" not in second
+
+
+def test_libraries_lines_say_what_they_are_about_too() -> None:
+    out = configured()
+    with logs.about("t-1", "s-1"):
+        logging.getLogger("some.package").warning("trouble")
+    (event,) = events(out)
+    assert event["session"] == "s-1"
 
 
 def test_text_is_for_people() -> None:

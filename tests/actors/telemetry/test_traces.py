@@ -213,9 +213,31 @@ def test_a_busy_cluster_records_a_sample_of_whole_sessions_and_all_that_clients_
     assert context.waited(headers) == 0.25
 
 
-@given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1))
-def test_a_span_survives_its_header(trace_id: int, span_id: int) -> None:
-    here = Context(trace_id, span_id)
+def test_what_its_client_keeps_no_trace_of_is_not_recorded(writer: Writer) -> None:
+    traces = SchedulerTraces(writer)
+    opened(traces, "theirs", traceparent=Context(7, 8, recorded=False).header)
+    assert traces.headers(run_of("theirs"), 0.0) is None
+
+
+@pytest.mark.parametrize(("sampler", "kept"), [("always_off", 0), ("always_on", 2 * BURST), ("traceidratio", 0)])
+def test_a_sampler_that_opentelemetry_is_told_of_decides_in_place_of_the_pace(
+    sampler: str, kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0.0")
+    settings = config.read(
+        {"HOME": "/nowhere", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_SAMPLER": sampler}
+    )
+    with instruments(settings, "test") as watching:
+        traces = watching.traces()
+        assert traces is not None
+        opened(traces, "s")
+        assert sum(traces.headers(run_of("s"), 0.0) is not None for _ in range(int(2 * BURST))) == kept
+
+
+@given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.booleans())
+def test_a_span_survives_its_header(trace_id: int, span_id: int, recorded: bool) -> None:
+    here = Context(trace_id, span_id, recorded)
     assert context.incoming({"traceparent": here.header}) == here
 
 
@@ -226,12 +248,11 @@ def test_a_span_survives_its_header(trace_id: int, span_id: int) -> None:
         "nonsense",
         f"00-{0:032x}-{1:016x}-01",
         f"00-{1:032x}-{0:016x}-01",
-        f"00-{1:032x}-{1:016x}-00",
         f"ff-{1:032x}-{1:016x}-01",
         f"00-{1:032X}G-{1:016x}-01",
     ],
 )
-def test_a_header_that_names_no_recorded_span_is_ignored(header: str) -> None:
+def test_a_header_that_names_no_span_is_ignored(header: str) -> None:
     assert context.incoming({"traceparent": header}) is None
 
 
