@@ -28,7 +28,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         bus = await config.connect_bus(settings, "gateway", on_reconnect=reconnected)
         try:
             port = _port() or settings.gateway.port
-            gateway = Gateway(bus, replace(settings.gateway, port=port), settings.tenant, watching.requests())
+            listening = replace(settings.gateway, port=port)
+            gateway = Gateway(bus, listening, settings.tenant, watching.requests(), watching.writer)
             held.append(gateway)
             health = Health(settings.health, lambda: gateway.ready.is_set() and bus.connected)
             grace = DRAIN + 5.0

@@ -1,4 +1,4 @@
-"""The endpoints put together as one ASGI application: who may ask, how often, and where each path leads."""
+"""The endpoints put together as one ASGI application: who may ask, and how often."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from myna.actors.gateway import openapi, parrot, problems, window
 from myna.actors.gateway.http import Endpoint, Operation
 from myna.actors.gateway.keys import Caller, Keys
 from myna.actors.gateway.limits import Limits
-from myna.actors.gateway.native import calls, fleet, pictures, sessions, variables
-from myna.actors.gateway.native import schemas as native
-from myna.actors.gateway.openai import chat, completions, models, replies, responses, schemas
+from myna.actors.gateway.openai import replies
+from myna.actors.gateway.paths import ENDPOINTS
 from myna.actors.gateway.problems import Problem
 from myna.actors.gateway.tenancy import Tenancy
 from myna.actors.messages import Tenant
@@ -32,101 +31,6 @@ from myna.actors.subjects import token
 TENANT_HEADER = "myna-tenant"
 """By which an operator names the tenant whose sessions he looks at."""
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-
-_S = "/myna/v1/sessions"
-_ONE = _S + "/{session}"
-_V = _ONE + "/variables/{variable}"
-
-
-def _openai(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
-    return Endpoint(method, f"/v1/{path}", handler, summary, "openai", replies.error, **more)
-
-
-def _parrot(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
-    return Endpoint(method, f"/v1/{path}", handler, summary, "parrot", parrot.tell, **more)
-
-
-def _native(method: str, path: str, handler: Any, summary: str, **more: Any) -> Endpoint:
-    return Endpoint(method, path, handler, summary, "myna", problems.plain, **more)
-
-
-ENDPOINTS = (
-    _openai("POST", "chat/completions", chat.create, "Answer a chat", body=schemas.ChatRequest, streams=True),
-    _openai("POST", "completions", completions.create, "Complete text", body=schemas.CompletionRequest, streams=True),
-    _openai("POST", "responses", responses.create, "Answer items", body=schemas.ResponseRequest, streams=True),
-    _openai("GET", "models", models.every, "The models that are served"),
-    _openai("GET", "models/{model:path}", models.one, "One model"),
-    _openai("POST", "embeddings", models.embeddings, "Refused", body=schemas.EmbeddingRequest),
-    _parrot(
-        "POST", "session", parrot.open_session, "Open a session", body=parrot.NewSession, answer=parrot.SessionMade
-    ),
-    _parrot(
-        *("DELETE", "session/{session_id}", parrot.close_session, "End a session"),
-        query=parrot.Ending,
-        answer=parrot.Nothing,
-        lenient=True,
-    ),
-    _parrot(
-        *("POST", "semantic_call", parrot.semantic_call, "Submit a call"),
-        body=parrot.SemanticCall,
-        answer=parrot.CallMade,
-    ),
-    _parrot("POST", "py_native_call", parrot.native_call, "Refused", body=parrot.NativeCall),
-    _parrot(
-        *("POST", "semantic_var", parrot.make_variable, "Make a variable"),
-        body=parrot.NewVariable,
-        answer=parrot.VariableMade,
-    ),
-    _parrot(
-        *("GET", "semantic_var", parrot.list_variables, "The variables of a session"),
-        query=parrot.Listing,
-        answer=parrot.VariableList,
-        lenient=True,
-    ),
-    _parrot(
-        *("POST", "semantic_var/{var_id}", parrot.set_variable, "Set a variable"),
-        body=parrot.NewContent,
-        answer=parrot.Nothing,
-    ),
-    _parrot(
-        *("GET", "semantic_var/{var_id}", parrot.get_variable, "A variable's text, awaited"),
-        query=parrot.Reading,
-        answer=parrot.Content,
-        lenient=True,
-    ),
-    _native(
-        *("POST", _S, sessions.open_session, "Open a session"),
-        body=native.OpenSession,
-        answer=native.SessionMade,
-        status=201,
-    ),
-    _native("GET", _S, sessions.list_sessions, "The open sessions", answer=native.SessionList),
-    _native("DELETE", _ONE, sessions.close_session, "End a session", answer=native.Nothing),
-    _native("GET", "/myna/v1/fleet", fleet.look, "What engines do", query=fleet.Looking, answer=fleet.Fleet),
-    _native("GET", f"{_ONE}/picture", pictures.picture, "The graph, drawn", answer=pictures.Picture),
-    _native("GET", f"{_ONE}/progress", pictures.progress, "How far the graph is", answer=pictures.Progress),
-    _native("GET", f"{_ONE}/graph", sessions.graph, "The graph of a session", answer=native.Graph),
-    _native("POST", f"{_ONE}/cancel", sessions.cancel, "Cancel calls", body=native.Cancelling, answer=native.Nothing),
-    _native(
-        *("POST", f"{_ONE}/calls", calls.submit, "Submit calls"),
-        body=native.Submission,
-        answer=native.Submitted,
-        status=201,
-    ),
-    _native("GET", f"{_ONE}/calls/{{call}}/why", sessions.why, "Why a call is where it is", answer=native.Reasons),
-    _native("GET", f"{_ONE}/variables", variables.list_variables, "The variables", answer=native.VariableList),
-    _native(
-        *("POST", f"{_ONE}/variables", variables.make_variable, "Make a variable"),
-        body=native.NewVariable,
-        answer=native.VariableMade,
-        status=201,
-    ),
-    _native("PUT", _V, variables.set_variable, "Set a variable", body=native.NewValue, answer=native.VariableMade),
-    _native("GET", _V, variables.get_variable, "A variable, awaited", query=native.Reading, answer=native.Ending),
-    _native(
-        "GET", f"{_V}/stream", variables.stream_variable, "Its text as it comes", query=native.Streaming, streams=True
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,27 +128,22 @@ def build(gate: Gate, ready: Callable[[], bool]) -> ASGIApp:
         Route("/readyz", readiness),
         Route("/openapi.json", document),
         *window.routes(),
-        *(
-            Route(
-                e.path,
-                Operation(e, gate.admit, gate.rules.max_body, gate.rules.timeout),
-                methods=[e.method],
-                name=f"{e.method} {e.path}",
-            )
-            for e in ENDPOINTS
-        ),
+        *(_route(endpoint, gate) for endpoint in ENDPOINTS),
     ]
-    middleware = []
-    if gate.rules.origins:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(gate.rules.origins),
-                allow_methods=["GET", "POST", "PUT", "DELETE"],
-                allow_headers=["authorization", "content-type", "last-event-id"],
-            )
-        )
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=gate.rules.origins,
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["authorization", "content-type", "last-event-id"],
+    )
+    middleware = [cors] if gate.rules.origins else []
     return Starlette(routes=routes, middleware=middleware, exception_handlers={404: _nowhere, 405: _nowhere})
+
+
+def _route(endpoint: Endpoint, gate: Gate) -> Route:
+    operation = Operation(endpoint, gate.admit, gate.rules.max_body, gate.rules.timeout)
+    name = f"{endpoint.method} {endpoint.path}"
+    return Route(endpoint.path, operation, methods=[endpoint.method], name=name)
 
 
 @functools.cache

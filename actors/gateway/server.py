@@ -22,11 +22,15 @@ from myna.actors.gateway.app import Gate, Rules, build
 from myna.actors.gateway.keys import Keys
 from myna.actors.gateway.tenancy import Tenancy
 from myna.actors.messages import Tenant
+from myna.actors.telemetry.request_traces import RequestTraces
 from myna.actors.watch.watcher import Watcher
 from myna.sdk.client import Client
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from myna.actors.telemetry.request_meters import RequestMeters
+    from myna.actors.telemetry.traces import Writer
 
 DRAIN = 20.0
 """Seconds for the requests that run when the gateway is told to end."""
@@ -41,8 +45,16 @@ _log = structlog.get_logger(__name__)
 class Gateway:
     """Serves HTTP on `bus`. `run` ends when `stop` was called and all is done; `ready` is set when it listens at `url`."""
 
-    def __init__(self, bus: Bus, settings: GatewaySettings, tenant: str, meters: RequestMeters | None = None) -> None:
-        """Raises `ConfigError`: for a bad table of keys, or none where strangers could ask."""
+    def __init__(
+        self,
+        bus: Bus,
+        settings: GatewaySettings,
+        tenant: str,
+        meters: RequestMeters | None = None,
+        writer: Writer | None = None,
+    ) -> None:
+        """`meters` and `writer` take figures and spans of requests. Raises `ConfigError`: for a bad table of keys, or none where
+        strangers could ask."""
         keys = Keys(settings.keys, tenant, settings.rate, time.monotonic)
         local = settings.host in LOOPBACK
         if not local and not keys.needed:
@@ -51,6 +63,7 @@ class Gateway:
             )
         self._bus = bus
         self._meters = meters
+        self._writer = writer
         self._watcher = Watcher(bus)
         self._settings = settings
         self._keys = keys
@@ -94,7 +107,7 @@ class Gateway:
 
     async def _serve(self, listener: socket.socket) -> None:
         gate = Gate(self._rules, self._tenancy, self._known)
-        app = build(gate, self._is_ready)
+        app: ASGIApp = RequestTraces(build(gate, self._is_ready), self._writer)
         config = uvicorn.Config(
             app if self._meters is None else self._meters.around(app),
             http="httptools",

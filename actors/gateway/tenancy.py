@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from myna.actors import codec, subjects
+from myna.actors import codec, logs, subjects
 from myna.actors.bus import Bus, BusError
 from myna.actors.messages import (
     PROTOCOL,
@@ -37,6 +37,7 @@ from myna.actors.messages import (
     WorkerKind,
 )
 from myna.actors.subjects import Question
+from myna.actors.telemetry import context
 from myna.actors.watch.history import History
 from myna.sdk import ids
 from myna.sdk.client import Client
@@ -98,8 +99,11 @@ class Tenancy:
 
     @asynccontextmanager
     async def single(self) -> AsyncIterator[Session]:
-        """A session for one call that belongs to no application. Raises `BusError`."""
-        held = await self._shared_session()
+        """A session for the calls of one request that belong to no application. A request that is traced has one of its own: a
+        session has one trace. Raises `BusError`."""
+        here = context.CURRENT.get()
+        held = await (self._shared_session() if here is None or not here.recorded else self._open_own())
+        logs.ABOUT.set((self.tenant, held.session.id))  # for what is left of the request, which has a task of its own
         held.users += 1
         held.calls += 1
         try:
@@ -123,23 +127,53 @@ class Tenancy:
             self._spawn(self._renew(held))
         return held
 
+    def retire(self, session: Session) -> None:
+        """A shared session has ended elsewhere: the next call gets another. The last of its users, of whom the caller is one,
+        leaves it."""
+        held = self._shared
+        if held is not None and held.session is session:
+            self._shared, held.retired = None, True
+
+    async def has_ended(self, session: Session) -> bool:
+        """Whether the scheduler knows a session no more; it is believed to live while nobody can say."""
+        try:
+            await self.graph(session.id)
+        except SessionClosed:
+            return True
+        except BusError:
+            pass
+        return False
+
     async def _renew(self, old: _Held) -> None:
         """Put a new shared session in the place of `old`, which ends with its last user."""
         try:
-            self._shared = await self._open_shared()
+            fresh = await self._open_shared()
         except (BusError, MynaError) as error:
             _log.warning("session_not_renewed", tenant=self.tenant, reason=str(error))
             return
         finally:
             self._renewing = False
-        old.retired = True
-        if not old.users:
-            await old.session.close()
+        replaced = self._shared or old  # `old` may have ended meanwhile, and another have taken its place
+        self._shared = fresh
+        replaced.retired = True
+        if not replaced.users:
+            await replaced.session.close()
 
     async def _open_shared(self) -> _Held:
+        token = context.CURRENT.set(None)  # it is part of no caller's trace
+        try:
+            return _Held(await self._opened(), self._loop.time())
+        finally:
+            context.CURRENT.reset(token)
+
+    async def _open_own(self) -> _Held:
+        """One that ends with its only user."""
+        return _Held(await self._opened(), self._loop.time(), retired=True)
+
+    async def _opened(self) -> Session:
         session = self.client.session("http", ttl=SHARED_TTL)
         await session.open()
-        return _Held(session, self._loop.time())
+        return session
 
     # --- sessions of clients ---
 
@@ -151,7 +185,7 @@ class Tenancy:
         session = SessionId(subjects.token(id, "session") if id is not None else ids.new(name))
         entry = Open(protocol=PROTOCOL, lazy=lazy, ttl=ttl, priority=priority, name=name)
         subject = subjects.log(self.tenant, session)
-        await self._bus.append(subject, codec.encode(entry), message_id=f"{subject}:open")
+        await self._bus.append(subject, codec.encode(entry), message_id=f"{subject}:open", headers=context.outgoing())
         return session
 
     async def end(self, id_: str, reason: str) -> None:
@@ -175,6 +209,7 @@ class Tenancy:
     async def session(self, id_: str) -> AsyncIterator[Session]:
         """The session of this id, made by anybody. Raises `InvalidName`, `SessionClosed` where there is none, `BusError`."""
         held = await self._attach(SessionId(subjects.token(id_, "session")))
+        logs.ABOUT.set((self.tenant, held.session.id))
         held.users += 1
         try:
             yield held.session

@@ -1,6 +1,9 @@
-"""One call of a model over HTTP, from its submission to its end.
+"""The calls of one request over HTTP, from their submission to their end.
 
-Law: when its reader leaves before its end, it is cancelled; unless it is part of a graph that the reader has only begun to build.
+Laws:
+- A call whose reader leaves before its end is cancelled; unless it is part of a graph that the reader has only begun to build.
+- Who named no session hears of none: calls whose shared session ends under them (a cut network may do that) are submitted anew in
+  another, as long as nothing of them was shown.
 """
 
 from __future__ import annotations
@@ -8,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+
+import structlog
 
 from myna.actors import messages as wire
 from myna.actors.bus import BusError
@@ -17,9 +22,12 @@ from myna.actors.gateway.openai.extension import Extension
 from myna.actors.gateway.problems import Problem
 from myna.actors.gateway.tenancy import Tenancy, check_stored
 from myna.sdk import ids
+from myna.sdk.errors import Cancelled, SessionClosed
 from myna.sdk.function import Prepared, Result
 from myna.sdk.session import Session
 from myna.sdk.variable import Variable
+
+_log = structlog.get_logger(__name__)
 
 ANY_MODEL = ("", "default")
 """Names that leave the choice of the model to the scheduler."""
@@ -42,13 +50,18 @@ class Draft:
     chat: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Work:
-    """A submitted call."""
+    """A submitted call. `variables` stays the same list where the call moves to another session, with others in it."""
 
     session: Session
-    call: str
-    variables: tuple[Variable, ...]
+    prepared: Prepared
+    variables: list[Variable]
+
+    @property
+    def call(self) -> str:
+        """The call's id, in whatever session."""
+        return self.prepared.call.id
 
     @property
     def where(self) -> dict[str, object]:
@@ -67,19 +80,93 @@ async def check_model(tenancy: Tenancy, model: str) -> None:
             raise Problem(404, "model_not_found", message, "model")
 
 
+class Submission:
+    """Calls that were submitted together. `held` holds their session; `shared`: with calls of others."""
+
+    def __init__(self, tenancy: Tenancy, held: AsyncExitStack, works: Sequence[Work], *, shared: bool) -> None:
+        self.works = works
+        self._tenancy = tenancy
+        self._held = held
+        self._shared = shared
+
+    @property
+    def variables(self) -> list[Variable]:
+        """Those of all calls."""
+        return [v for work in self.works for v in work.variables]
+
+    async def values(self) -> list[list[wire.Value]]:
+        """The values of each call. Raises what reading raises, `Problem` where the shared sessions end again and again."""
+        try:
+            return await self._values()
+        except (SessionClosed, Cancelled) as error:
+            await self._check_lost(error)
+        await self._move()
+        try:
+            return await self._values()
+        except (SessionClosed, Cancelled) as error:
+            raise await self._check_lost(error) from None
+
+    async def texts(self) -> AsyncGenerator[tuple[int, str | None], None]:
+        """The texts as they come: number of the variable and its next piece, None at its end. Raises like `values`, and where a
+        shared session has ended after a piece of a text was given."""
+        final = False
+        while True:
+            try:
+                async with aclosing(texts(self.variables)) as pieces:
+                    async for piece in pieces:
+                        final = True
+                        yield piece
+                return
+            except (SessionClosed, Cancelled) as error:
+                lost = await self._check_lost(error)
+            if final:
+                raise lost
+            await self._move()
+            final = True
+
+    async def _values(self) -> list[list[wire.Value]]:
+        everything = self.variables
+        await self.works[0].session.wait(everything)
+        for variable in everything:
+            if variable.failed:
+                variable.result()
+        return [[v.result() for v in work.variables] for work in self.works]
+
+    async def _check_lost(self, error: SessionClosed | Cancelled) -> Problem:
+        """What is told of calls that were lost with the session that they shared; if that is not what has happened, `error` is
+        raised."""
+        session = self.works[0].session
+        if not self._shared or not (isinstance(error, SessionClosed) or await self._tenancy.has_ended(session)):
+            raise error
+        message = f"the call was lost with the session that it shared with others: {error}"
+        return Problem(503, "unavailable", message, headers={"retry-after": "1"})
+
+    async def _move(self) -> None:
+        """Submit all calls anew, in another shared session. Raises `BusError`."""
+        old = self.works[0].session
+        self._tenancy.retire(old)
+        session = await self._held.enter_async_context(self._tenancy.single())
+        _log.info("calls_moved", tenant=self._tenancy.tenant, session=old.id, to=session.id)
+        for work in self.works:
+            work.session, work.variables[:] = session, _variables(session, work.prepared)
+
+
 @asynccontextmanager
-async def submitted(tenancy: Tenancy, drafts: Sequence[Draft], extended: Extension) -> AsyncIterator[list[Work]]:
+async def submitted(tenancy: Tenancy, drafts: Sequence[Draft], extended: Extension) -> AsyncIterator[Submission]:
     """The calls, submitted; at the end of the block those that have not ended are cancelled, unless nobody waits for them."""
-    async with _session(tenancy, extended) as session:
-        works = [_submit(session, draft, extended) for draft in drafts]
+    async with AsyncExitStack() as held:
+        session = await held.enter_async_context(_session(tenancy, extended))
+        calls = [_prepare(draft, extended) for draft in drafts]
+        works = [Work(session, prepared, _variables(session, prepared)) for prepared in calls]
+        submission = Submission(tenancy, held, works, shared=extended.session is None)
         try:
             if not extended.wait:
                 await session.flush()
-                check_stored([v for work in works for v in work.variables])
-            yield works
+                check_stored(submission.variables)
+            yield submission
         finally:
             if extended.wait:
-                tenancy.abandon(session, *(v for work in works for v in work.variables))
+                tenancy.abandon(works[0].session, *submission.variables)
 
 
 @asynccontextmanager
@@ -95,7 +182,7 @@ async def _session(tenancy: Tenancy, extended: Extension) -> AsyncIterator[Sessi
         yield session
 
 
-def _submit(session: Session, draft: Draft, extended: Extension) -> Work:
+def _prepare(draft: Draft, extended: Extension) -> Prepared:
     names = extended.outputs(draft.n) or tuple(ids.new("answer") for _ in range(draft.n))
     place = wire.Output(
         variables=names,
@@ -120,24 +207,19 @@ def _submit(session: Session, draft: Draft, extended: Extension) -> Work:
         objective=extended.goal,
         priority=extended.priority,
     )
-    made = session.submit(Prepared(call, (Result("answer", names, draft.n == 1),)))
-    return Work(session, call.id, tuple(made) if isinstance(made, list) else (made,))
+    return Prepared(call, (Result("answer", names, draft.n == 1),))
 
 
-async def values(works: Sequence[Work]) -> list[list[wire.Value]]:
-    """The values of each call. Raises what reading raises."""
-    everything = [v for work in works for v in work.variables]
-    await works[0].session.wait(everything)
-    for variable in everything:
-        if variable.failed:
-            variable.result()
-    return [[v.result() for v in work.variables] for work in works]
+def _variables(session: Session, prepared: Prepared) -> list[Variable]:
+    """Submit a call; returns what it makes."""
+    made = session.submit(prepared)
+    return list(made) if isinstance(made, list) else [made]
 
 
 async def texts(variables: Sequence[Variable]) -> AsyncGenerator[tuple[int, str | None], None]:
     """The texts as they come: number of the variable and its next piece, None at its end. Raises what reading raises."""
     if len(variables) == 1:
-        async with contextlib.aclosing(variables[0].stream()) as pieces:
+        async with aclosing(variables[0].stream()) as pieces:
             async for piece in pieces:
                 yield 0, piece
         await variables[0].value()  # a text is whole a moment before its value is there
@@ -162,7 +244,7 @@ async def texts(variables: Sequence[Variable]) -> AsyncGenerator[tuple[int, str 
 
 async def _read(number: int, variable: Variable, ready: asyncio.Queue[tuple[int, str | Exception | None]]) -> None:
     try:
-        async with contextlib.aclosing(variable.stream()) as pieces:
+        async with aclosing(variable.stream()) as pieces:
             async for piece in pieces:
                 ready.put_nowait((number, piece))
         await variable.value()

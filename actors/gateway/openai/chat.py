@@ -9,7 +9,7 @@ from typing import Any
 
 from myna.actors.gateway.http import Answer, Events, Incoming, Json, sse
 from myna.actors.gateway.openai import calls, prompts, replies
-from myna.actors.gateway.openai.calls import Draft, Work
+from myna.actors.gateway.openai.calls import Draft, Submission
 from myna.actors.gateway.openai.callstream import Begun, Piece, Written
 from myna.actors.gateway.openai.extension import NONE, Extension
 from myna.actors.gateway.openai.sampling import sampling
@@ -30,13 +30,13 @@ async def create(incoming: Incoming) -> Answer:
     await calls.check_model(incoming.tenancy, request.model)
     stack = AsyncExitStack()
     async with stack:
-        (work,) = await stack.enter_async_context(calls.submitted(incoming.tenancy, [draft], extended))
-        reply = _Reply(request, draft, work, extended)
+        submission = await stack.enter_async_context(calls.submitted(incoming.tenancy, [draft], extended))
+        reply = _Reply(request, draft, submission, extended)
         if not extended.wait:
             return Json(reply.accepted())
         if request.stream:
             return Events(reply.chunks(), lambda p: sse(replies.error(p)), stack.pop_all())
-        (values,) = await calls.values([work])
+        (values,) = await submission.values()
         return Json(reply.whole(values))
 
 
@@ -76,11 +76,13 @@ class Calling:
 class _Reply:
     """The answers to one request."""
 
-    def __init__(self, request: ChatRequest, draft: Draft, work: Work, extended: Extension) -> None:
+    def __init__(self, request: ChatRequest, draft: Draft, submission: Submission, extended: Extension) -> None:
         self._request = request
         self._names = tuple(tool.name for tool in draft.tools)
         self._forced = bool(draft.tool_choice)
-        self._work = work
+        self._submission = submission
+        (work,) = submission.works
+        self._variables = work.variables
         self._logprobs = draft.sampling.logprobs is not None
         self._extra = {"myna": work.where} if extended.session is not None else {}
         self._head = {"id": f"chatcmpl-{work.call}", "created": int(time.time()), "model": request.model}
@@ -115,11 +117,11 @@ class _Reply:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Events: the role, the text as it comes, how each choice ended, and the usage where it is asked for."""
-        variables = self._work.variables
+        variables = self._variables
         scanners = [Scanner(self._names, forced=self._forced) for _ in variables]
         calls_of = [Calling() for _ in variables]
         begun: set[int] = set()
-        async with aclosing(calls.texts(variables)) as pieces:
+        async with aclosing(self._submission.texts()) as pieces:
             async for index, piece in pieces:
                 if index not in begun:
                     begun.add(index)

@@ -10,7 +10,7 @@ from typing import Any
 from myna.actors.gateway import problems
 from myna.actors.gateway.http import Answer, Events, Incoming, Json, sse
 from myna.actors.gateway.openai import calls, extension, prompts, replies
-from myna.actors.gateway.openai.calls import Draft, Work
+from myna.actors.gateway.openai.calls import Draft, Submission
 from myna.actors.gateway.openai.chat import DONE
 from myna.actors.gateway.openai.extension import NONE, Extension
 from myna.actors.gateway.openai.sampling import sampling
@@ -31,13 +31,13 @@ async def create(incoming: Incoming) -> Answer:
     await calls.check_model(incoming.tenancy, request.model)
     stack = AsyncExitStack()
     async with stack:
-        works = await stack.enter_async_context(calls.submitted(incoming.tenancy, drafts, extended))
-        reply = _Reply(request, works, given if request.echo else [""] * len(given), extended)
+        submission = await stack.enter_async_context(calls.submitted(incoming.tenancy, drafts, extended))
+        reply = _Reply(request, submission, given if request.echo else [""] * len(given), extended)
         if not extended.wait:
             return Json(reply.accepted())
         if request.stream:
             return Events(reply.chunks(), lambda p: sse(replies.error(p)), stack.pop_all())
-        return Json(reply.whole(await calls.values(works)))
+        return Json(reply.whole(await submission.values()))
 
 
 def _prompts(request: CompletionRequest, extended: Extension) -> list[str]:
@@ -68,13 +68,14 @@ class _Reply:
     """The answers to one request."""
 
     def __init__(
-        self, request: CompletionRequest, works: Sequence[Work], echoes: Sequence[str], extended: Extension
+        self, request: CompletionRequest, submission: Submission, echoes: Sequence[str], extended: Extension
     ) -> None:
         self._request = request
-        self._works = works
+        self._submission = submission
+        works = submission.works
         self._echoes = echoes
         self._n = request.n or 1
-        made = {"session": works[0].session.id, "variables": [v.id for w in works for v in w.variables]}
+        made = {"session": works[0].session.id, "variables": [v.id for v in submission.variables]}
         self._extra = {"myna": made} if extended.session is not None else {}
         name = f"cmpl-{works[0].call}"
         self._head = {"id": name, "object": "text_completion", "created": int(time.time()), "model": request.model}
@@ -100,9 +101,8 @@ class _Reply:
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Events: the texts as they come, how each choice ended, and the usage where it is asked for."""
-        variables = [v for work in self._works for v in work.variables]
         begun: set[int] = set()
-        async with aclosing(calls.texts(variables)) as pieces:
+        async with aclosing(self._submission.texts()) as pieces:
             async for index, piece in pieces:
                 if index not in begun:
                     begun.add(index)
@@ -111,11 +111,11 @@ class _Reply:
                 if piece is not None:
                     yield self._chunk(_choice(index, piece, None))
                 else:
-                    value = variables[index].result()
+                    value = self._submission.variables[index].result()
                     yield self._chunk(_choice(index, "", replies.finish(value), self._logprobs(index, value)))
         options = self._request.stream_options
         if options is not None and options.include_usage:
-            usage = replies.usage([[v.result() for v in work.variables] for work in self._works])
+            usage = replies.usage([[v.result() for v in work.variables] for work in self._submission.works])
             yield sse({**self._head, "choices": [], "usage": usage, **self._extra})
         yield DONE
 

@@ -107,7 +107,12 @@ def _tools(given: Sequence[ToolSpec]) -> Iterator[wire.Tool]:
             formats.check_size(f"the parameters of tool {function.name!r}", function.parameters)
         except formats.InvalidFormat as error:
             raise problems.invalid(str(error), f"tools[{number}].function.parameters") from None
-        yield wire.Tool(name=function.name, description=function.description or "", parameters=function.parameters)
+        yield wire.Tool(
+            name=function.name,
+            description=function.description or "",
+            parameters=function.parameters,
+            strict=function.strict is True,
+        )
 
 
 def response_format(given: ResponseFormat | None) -> wire.ResponseFormat | None:

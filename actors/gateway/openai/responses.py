@@ -13,7 +13,7 @@ import msgspec
 from myna.actors.gateway import problems
 from myna.actors.gateway.http import Answer, Events, Incoming, Json, sse
 from myna.actors.gateway.openai import calls, prompts, replies
-from myna.actors.gateway.openai.calls import Draft, Work
+from myna.actors.gateway.openai.calls import Draft, Submission
 from myna.actors.gateway.openai.chat import MAX_TOKENS
 from myna.actors.gateway.openai.extension import NONE, Extension
 from myna.actors.gateway.openai.itemstream import ItemStream, call_items, text_item
@@ -27,6 +27,7 @@ from myna.actors.gateway.openai.schemas import (
     NamedTool,
     ResponseFormat,
     ResponseRequest,
+    ResponseTool,
     ResponseToolChoice,
     ToolCall,
     ToolChoice,
@@ -45,13 +46,13 @@ async def create(incoming: Incoming) -> Answer:
     await calls.check_model(incoming.tenancy, request.model)
     stack = AsyncExitStack()
     async with stack:
-        (work,) = await stack.enter_async_context(calls.submitted(incoming.tenancy, [draft], extended))
-        reply = _Reply(request, draft, work, extended)
+        submission = await stack.enter_async_context(calls.submitted(incoming.tenancy, [draft], extended))
+        reply = _Reply(request, draft, submission, extended)
         if not extended.wait:
             return Json(reply.response("in_progress", []))
         if request.stream:
             return Events(reply.events(), reply.failed, stack.pop_all())
-        ((value,),) = await calls.values([work])
+        ((value,),) = await submission.values()
         return Json(reply.whole(value))
 
 
@@ -109,21 +110,16 @@ def _message(item: Item, where: str) -> ChatMessage:
 
 
 def _tools(request: ResponseRequest) -> list[ToolSpec]:
-    return [
-        ToolSpec(tool.type, _function(tool.name, tool.description, tool.parameters, i))
-        for i, tool in enumerate(request.tools or ())
-    ]
+    return [ToolSpec(tool.type, _function(tool, f"tools[{i}]")) for i, tool in enumerate(request.tools or ())]
 
 
-def _function(
-    name: str | None, description: str | None, parameters: dict[str, Any] | None, number: int
-) -> FunctionSpec | None:
-    if name is None:
+def _function(tool: ResponseTool, where: str) -> FunctionSpec | None:
+    if tool.name is None:
         return None
     try:
-        return msgspec.convert({"name": name, "description": description, "parameters": parameters}, FunctionSpec)
+        return msgspec.convert(tool, FunctionSpec, from_attributes=True)
     except msgspec.ValidationError as error:
-        raise problems.invalid(str(error), f"tools[{number}]") from None
+        raise problems.invalid(str(error), where) from None
 
 
 def _choice(given: str | ResponseToolChoice | None) -> ToolChoice:
@@ -149,12 +145,13 @@ def _format(request: ResponseRequest) -> ResponseFormat | None:
 class _Reply:
     """The answers to one request."""
 
-    def __init__(self, request: ResponseRequest, draft: Draft, work: Work, extended: Extension) -> None:
+    def __init__(self, request: ResponseRequest, draft: Draft, submission: Submission, extended: Extension) -> None:
         self._request = request
         self._names = tuple(tool.name for tool in draft.tools)
         self._forced = bool(draft.tool_choice)
         self._tool_choice = draft.tool_choice or "auto"
-        self._variable = work.variables[0]
+        self._submission = submission
+        (work,) = submission.works
         self._extra = {"myna": work.where} if extended.session is not None else {}
         self._id = f"resp-{work.call}"
         self._created = int(time.time())
@@ -205,7 +202,7 @@ class _Reply:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """Events in the order that this API gives them: the response, its items, their parts, the text, and all of it again."""
         scanner, items, begun = Scanner(self._names, forced=self._forced), ItemStream(self._event), False
-        async with aclosing(calls.texts([self._variable])) as pieces:
+        async with aclosing(self._submission.texts()) as pieces:
             async for _, piece in pieces:
                 if not begun:
                     begun = True
@@ -213,7 +210,7 @@ class _Reply:
                     yield self._event("response.in_progress", response=self.response("in_progress", []))
                 for event in self._ending(scanner, items) if piece is None else _going_on(scanner, items, piece):
                     yield event
-        ended = self._ended(self._variable.result(), items.items)
+        ended = self._ended(self._submission.variables[0].result(), items.items)
         yield self._event(f"response.{ended['status']}", response=ended)
 
     def _ending(self, scanner: Scanner, items: ItemStream) -> Iterator[bytes]:

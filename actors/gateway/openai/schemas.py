@@ -173,6 +173,7 @@ class ResponseTool(Struct):
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ResponseToolChoice(Struct):

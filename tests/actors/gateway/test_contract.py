@@ -13,8 +13,8 @@ from msgspec import structs
 from openapi_spec_validator import validate
 
 from myna.actors.config import GatewaySettings
-from myna.actors.gateway.app import ENDPOINTS
 from myna.actors.gateway.openapi import document
+from myna.actors.gateway.paths import ENDPOINTS
 from myna.actors.messages import Output, VarId
 from myna.actors.worker.backend import Job
 from myna.actors.worker.noop import NoopBackend
