@@ -1,12 +1,13 @@
 """The experiments: applications on Myna, beside the same applications run by clients that wait.
 
     python tests/benchmarks/experiments.py [NAME ...] [--scale gpu|cpu|tiny] [--shape SHAPE] [--runs N] [--json FILE]
-        [--timelines FILE] [--few] [--no-unshared] [--quick]
+        [--timelines FILE] [--few] [--enough SECONDS] [--unshared] [--without POLICY ...] [--gateway] [--peers]
+        [--quick]
 
 Real NATS, scheduler and engine, each a process of its own; the applications are this process. Texts are exact to the token,
 outputs have fixed lengths, arms take turns, each run begins with a cold prefix cache of its own. What the arms are says
-`experiment/arms.py`, what the experiments are `experiment/workloads.py`. A ratio is the baseline's time divided by ours.
-`--quick` is the tiny scale.
+`experiment/arms.py`, what the experiments are `experiment/workloads.py`. A ratio is the baseline's time divided by ours; its
+floor is what it could be at most (`experiment/floors.py`). `--quick` is the tiny scale.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -28,10 +30,14 @@ if __name__ == "__main__":
 
 import torch
 
+from tests.benchmarks.experiment import floors
 from tests.benchmarks.experiment.applications import Chain, MapReduce
-from tests.benchmarks.experiment.arms import ROUND_TRIP, Arm, Client, Load, Outcome, perform, waiting
+from tests.benchmarks.experiment.arms import ROUND_TRIP, WAITING, Arm, Client, Load, Outcome, perform, waiting
 from tests.benchmarks.experiment.cluster import Cluster, cluster
 from tests.benchmarks.experiment.made import DEFAULT, SHAPES
+from tests.benchmarks.experiment.peers import Peer, gateway_peer, peers_of
+from tests.benchmarks.experiment.peers import perform as ask_peer
+from tests.benchmarks.experiment.scheduling import all_but
 from tests.benchmarks.experiment.words import Words, common_words, made_words
 from tests.benchmarks.experiment.workloads import Experiment, Measure, Scale, named
 from tests.benchmarks.reporting import Row, row, show, write
@@ -64,6 +70,11 @@ class Engine:
     shape: str
     device: str
 
+    @property
+    def speed(self) -> floors.Speed | None:
+        """Its measured speed, where it has been: that of one shape on one kind of GPU."""
+        return floors.measured() if (self.shape, self.device) == ("llama-3-8b", "cuda") else None
+
     def words(self) -> Words:
         """The words of its model."""
         if self.shape != DEFAULT:
@@ -86,12 +97,13 @@ class Bench:
     """Runs experiments on one cluster, and keeps what comes of them."""
 
     def __init__(
-        self, cluster: Cluster, engine: Engine, *, runs: int, few: bool, kept: Callable[[Bench], None]
+        self, cluster: Cluster, engine: Engine, *, runs: int, few: bool, enough: float, kept: Callable[[Bench], None]
     ) -> None:
         self._cluster = cluster
         self._engine = engine
         self._runs = runs
         self._few = few
+        self._enough = enough
         self._kept = kept
         self._words = engine.words()
         self._options: list[str] | None = None
@@ -102,7 +114,10 @@ class Bench:
         """All arms of an experiment."""
         taken: Taken = {}
         await self._serve(self._engine.options(memory=experiment.memory))
+        began = time.perf_counter()
         for turn in range(self._runs):
+            if turn and time.perf_counter() - began > self._enough:
+                break
             for arm in self._arms(experiment)[:: 1 if turn % 2 == 0 else -1]:
                 taken.setdefault(arm, []).append(await self._perform(experiment, arm))
         self._keep(experiment, taken)
@@ -112,15 +127,59 @@ class Bench:
             return ARMS
         return FEW if experiment.to_a is not None else (CACHED, MYNA)
 
+    async def without(self, experiment: Experiment, policy: str) -> None:
+        """Myna without one policy, beside the rows."""
+        await self._serve(self._engine.options(memory=experiment.memory))
+        arm = Arm(Client.MYNA, switches=all_but(policy))
+        values = [experiment.measure(await self._perform(experiment, arm)) for _ in range(self._runs)]
+        self._compare(experiment, arm, values)
+
+    async def peer(self, experiment: Experiment, peer: Peer) -> None:
+        """The server of others, asked by a waiting client. One that does not end in time has no row."""
+        values = []
+        for turn in range(self._runs):
+            try:
+                values.append(
+                    experiment.measure(await ask_peer(peer, experiment.loads(self._words.seeded(f"peer {turn}"))))
+                )
+            except TimeoutError:
+                print(f"    {experiment.name}, {peer.name}: did not end in time", flush=True)
+                return
+        self._compare(experiment, f"{peer.name}, 0 ms", values)
+
+    async def gateway(self, experiments: Sequence[Experiment]) -> None:
+        """(b) once more, by way of the gateway."""
+        await self._serve(self._engine.options())
+        await self._cluster.policies(WAITING)
+        async with gateway_peer(self._cluster) as peer:
+            await self.warm_peer(peer)
+            for experiment in experiments:
+                await self.peer(experiment, peer)
+
+    async def warm_peer(self, peer: Peer) -> None:
+        """What it loads or compiles late is loaded and compiled."""
+        await ask_peer(peer, [Load("warm", MapReduce(4, 64, 8).application(self._words.seeded("warm")))])
+
+    async def end_engine(self) -> None:
+        """Leave the device to others."""
+        await self._cluster.stop(ENGINE)
+        self._options = None
+
     async def unshared(self, experiment: Experiment) -> None:
         """The waiting client with prefix cache, on an engine that reads a shared prefix for each request; beside the rows."""
         await self._serve(self._engine.options(unshared=True))
         arm = waiting(Client.CACHED, engine=UNSHARED)
         values = [experiment.measure(await self._perform(experiment, arm)) for _ in range(self._runs)]
-        self._show([row(f"{experiment.name}: {experiment.sizes}", f"{arm}: {experiment.metric}", "s", "lower", values)])
+        self._compare(experiment, arm, values)
+
+    def _compare(self, experiment: Experiment, arm: Arm | str, values: list[float]) -> None:
+        """Another arm's seconds, and their ratio to Myna's at 0 ms, if these are known."""
+        case = f"{experiment.name}: {experiment.sizes}"
+        self._show([row(case, f"{arm}: {experiment.metric}", "s", "lower", values)])
         ours = self._seconds(experiment, MYNA)
         if ours is not None:
-            ratio = row(experiment.name, f"0 ms ratio to (b), {UNSHARED}", "x", "higher", [v / ours for v in values])
+            who = str(arm).removesuffix(", 0 ms")
+            ratio = row(experiment.name, f"0 ms ratio to {who}", "x", "higher", [v / ours for v in values])
             self._show([replace(ratio, baselines={str(arm): statistics.median(values), str(MYNA): ours})])
 
     def _seconds(self, experiment: Experiment, arm: Arm) -> float | None:
@@ -158,10 +217,14 @@ class Bench:
 
     def _keep(self, experiment: Experiment, taken: Taken) -> None:
         case = f"{experiment.name}: {experiment.sizes}"
-        rows = rows_of(experiment, taken)
+        speed = self._engine.speed
+        soonest = None if speed is None else floors.outcomes(experiment.loads(self._words), speed)
+        rows = rows_of(experiment, taken, soonest)
         for arm, runs in taken.items():
             values = [experiment.measure(run) for run in runs]
-            rows.append(row(case, f"{arm}: {experiment.metric}", "s", "lower", values))
+            made = row(case, f"{arm}: {experiment.metric}", "s", "lower", values)
+            floor = None if soonest is None else experiment.measure(soonest) + arm.round_trip
+            rows.append(replace(made, floor=floor if arm.client is Client.MYNA else None))
         self.timelines[experiment.name] = {
             "sizes": experiment.sizes,
             "panels": [panel_of(arm, taken[arm][-1]) for arm in (CACHED, MYNA) if arm in taken],
@@ -178,27 +241,35 @@ class Bench:
 PAIRS = ((PLAIN_FAR, MYNA_FAR), (CACHED, MYNA), (PLAIN, MYNA), (CACHED_FAR, MYNA_FAR))
 
 
-def rows_of(experiment: Experiment, taken: Taken) -> list[Row]:
-    """The ratios of an experiment."""
+def rows_of(experiment: Experiment, taken: Taken, soonest: Sequence[Outcome] | None = None) -> list[Row]:
+    """The ratios of an experiment, each with what it could be at most, if it is known how soon Myna could be done."""
     targets = {PLAIN_FAR: experiment.to_a, CACHED: experiment.to_b}
     rows = []
     for baseline, ours in PAIRS:
         if baseline in taken and ours in taken:
-            rows.append(_ratio(experiment.name, experiment.measure, baseline, ours, taken, targets.get(baseline)))
+            most = None if soonest is None else experiment.measure(soonest)
+            rows.append(_ratio(experiment.name, experiment.measure, baseline, ours, taken, targets.get(baseline), most))
             for name, measure, target in experiment.also:
                 wanted = target if baseline is CACHED else None
                 rows.append(_ratio(f"{experiment.name}; {name}", measure, baseline, ours, taken, wanted))
     return rows
 
 
-def _ratio(name: str, measure: Measure, baseline: Arm, ours: Arm, taken: Taken, target: float | None) -> Row:
+def _ratio(
+    name: str,
+    measure: Measure,
+    baseline: Arm,
+    ours: Arm,
+    taken: Taken,
+    target: float | None,
+    floor: float | None = None,
+) -> Row:
     theirs, mine = ([measure(run) for run in taken[arm]] for arm in (baseline, ours))
     metric = f"{1000 * baseline.round_trip:.0f} ms ratio to {baseline.client}"
     made = row(name, metric, "x", "higher", [a / b for a, b in zip(theirs, mine, strict=True)], target)
-    value = statistics.median(theirs) / statistics.median(mine)
-    return replace(
-        made, value=value, baselines={str(baseline): statistics.median(theirs), str(ours): statistics.median(mine)}
-    )
+    them, us = statistics.median(theirs), statistics.median(mine)
+    most = None if floor is None else them / (floor + ours.round_trip)
+    return replace(made, value=them / us, baselines={str(baseline): them, str(ours): us}, floor=most)
 
 
 def panel_of(arm: Arm, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -224,21 +295,37 @@ async def bench(
     experiments: Sequence[Experiment],
     runs: int,
     *,
-    unshared: bool,
+    unshared: bool = False,
     few: bool = False,
+    enough: float = math.inf,
+    without: Sequence[str] = (),
+    gateway: bool = False,
+    peers: bool = False,
     kept: Callable[[Bench], None] = lambda bench: None,
 ) -> Bench:
-    """Everything. Experiments that need an engine of their own come last. `kept` is called with what there is so far."""
+    """Everything. Experiments that need an engine of their own come last. One that has taken `enough` seconds is not run again.
+    `kept` is called with what there is so far."""
     with tempfile.TemporaryDirectory() as folder:
         async with cluster(Path(folder)) as made:
-            found = Bench(made, engine, runs=runs, few=few, kept=kept)
+            found = Bench(made, engine, runs=runs, few=few, enough=enough, kept=kept)
             ordered = sorted(experiments, key=lambda e: e.memory or 0)
             for experiment in (e for e in ordered if e.memory is None):
                 await found.run(experiment)
             for experiment in (e for e in ordered if e.memory is not None):
                 await found.run(experiment)
+            for policy in without:
+                for experiment in ordered:
+                    await found.without(experiment, policy)
+            if gateway:
+                await found.gateway([e for e in ordered if e.memory is None])
             for experiment in (e for e in ordered if unshared and e.name.startswith(SHARING)):
                 await found.unshared(experiment)
+            if peers:
+                await found.end_engine()
+                async for peer in peers_of(engine.shape, engine.device):
+                    await found.warm_peer(peer)
+                    for experiment in ordered:
+                        await found.peer(experiment, peer)
     return found
 
 
@@ -248,9 +335,13 @@ def main() -> None:
     parser.add_argument("--scale", type=Scale, choices=list(Scale), default=None)
     parser.add_argument("--shape", choices=[DEFAULT, *SHAPES], default=None)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--enough", type=float, default=math.inf, help="seconds after which one is not run again")
     parser.add_argument(
-        "--no-unshared", action="store_true", help="without the engine that reads prefixes for each request"
+        "--unshared", action="store_true", help="also (b) on an engine that reads prefixes for each request"
     )
+    parser.add_argument("--without", nargs="*", default=[], metavar="POLICY", help="also Myna without each of these")
+    parser.add_argument("--gateway", action="store_true", help="also (b) through the gateway")
+    parser.add_argument("--peers", action="store_true", help="also servers of others")
     parser.add_argument("--few", action="store_true", help="only the arms that have targets")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--timelines", type=Path)
@@ -269,7 +360,20 @@ def main() -> None:
 
     runs = 1 if options.quick else options.runs
     chosen = named(scale, options.names)
-    done = asyncio.run(bench(engine, chosen, runs, unshared=not options.no_unshared, few=options.few, kept=keep))
+    done = asyncio.run(
+        bench(
+            engine,
+            chosen,
+            runs,
+            unshared=options.unshared,
+            few=options.few,
+            enough=options.enough,
+            without=options.without,
+            gateway=options.gateway,
+            peers=options.peers,
+            kept=keep,
+        )
+    )
     show(done.rows)
 
 

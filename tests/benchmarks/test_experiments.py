@@ -9,10 +9,12 @@ from myna.actors.messages import Usage
 from myna.actors.scheduler.policies import Policies
 from myna.sdk.examples._callers import Run
 from myna.sdk.timeline import CallTimes
-from tests.benchmarks.experiment import simulated
-from tests.benchmarks.experiment.arms import Client, Outcome
+from tests.benchmarks.experiment import floors, peers, simulated
+from tests.benchmarks.experiment.applications import TASK, Chain, CodingAgent, MapReduce
+from tests.benchmarks.experiment.arms import Arm, Client, Load, Outcome
+from tests.benchmarks.experiment.made import SHAPES, network
 from tests.benchmarks.experiment.pictures import draw_all
-from tests.benchmarks.experiment.scheduling import ALL, policies_of
+from tests.benchmarks.experiment.scheduling import ALL, all_but, policies_of
 from tests.benchmarks.experiment.smoke import fallen, ratios
 from tests.benchmarks.experiment.words import made_tokenizer, made_words
 from tests.benchmarks.experiment.workloads import EXPERIMENTS, Scale, named, poisson
@@ -60,6 +62,10 @@ def test_switches_name_the_policies_that_are_on() -> None:
     assert policies_of("prefixes") == Policies.none(prefixes=True)
     with pytest.raises(TypeError):
         policies_of("no_such_policy")
+    assert policies_of(all_but("early")) == Policies(early=False)
+    assert str(Arm(Client.MYNA, switches=all_but("early"))) == "Myna without early, 0 ms"
+    with pytest.raises(ValueError, match="no policy is called 'late'"):
+        all_but("late")
 
 
 def test_a_ratio_is_the_baselines_median_over_ours_with_the_target_of_its_baseline() -> None:
@@ -70,6 +76,44 @@ def test_a_ratio_is_the_baselines_median_over_ours_with_the_target_of_its_baseli
     }
     (made,) = rows_of(experiment, taken)
     assert (made.case, made.metric, made.value, made.target) == ("chain summary", "0 ms ratio to (b)", 1.5, 1.05)
+
+
+WORDS = made_words(2048)
+
+
+def test_a_floor_counts_what_is_shared_once_and_every_draw_on_the_longest_path() -> None:
+    speed = floors.Speed(step=1.0, prompt=0.01)
+    maps = Load("map-reduce", MapReduce(4, 100, 6).application(WORDS))
+    seconds, tokens = floors.alone(maps, speed)
+    assert tokens == TASK + 4 * 100 + TASK + 4 * 6
+    assert seconds == pytest.approx((TASK + 4 * 100) * 0.01 + 6 + 6)
+    chain = Load("chain", Chain(3, 100, 6).application(WORDS))
+    assert floors.alone(chain, speed)[0] == pytest.approx((TASK + 100 + 6) * 0.01 + 3 * 6)
+
+
+def test_a_floor_has_the_time_of_tools() -> None:
+    agent = Load("agent", CodingAgent(3, 100, 4, 10, 2.0).application(WORDS))
+    quick, slow = floors.Speed(0.0, 0.0), floors.Speed(1.0, 0.0)
+    pauses = floors.alone(agent, quick)[0]
+    assert 2 * 1.0 <= pauses <= 2 * 3.0
+    assert floors.alone(agent, slow)[0] == pytest.approx(pauses + 3 * 4)
+
+
+def test_applications_that_begin_together_are_not_all_done_as_soon_as_one() -> None:
+    speed = floors.Speed(step=0.0, prompt=1.0)
+    one = Chain(2, 100, 4).application(WORDS)
+    ends = [o.run.seconds for o in floors.outcomes([Load("chain", one), Load("chain", one)], speed)]
+    assert ends[1] == pytest.approx(2 * ends[0], rel=0.05)
+
+
+async def test_a_peer_is_asked_for_each_call_when_its_inputs_have_come_back() -> None:
+    tokenizer = made_tokenizer(SHAPES["tiny"]["vocab_size"])
+    async with peers.transformers_peer(network("tiny", "cpu", 0), tokenizer) as peer:
+        (done,) = await peers.perform(
+            peer, [Load("map-reduce", MapReduce(2, 20, 5).application(WORDS))], round_trip=0.02
+        )
+    assert done.run.seconds > 2 * 0.02
+    assert [len(tokenizer.encode(text)) for text in done.run.texts] == [5]
 
 
 def test_a_ratio_that_fell_too_far_or_is_missing_is_told() -> None:
@@ -98,9 +142,17 @@ def test_without_a_prefix_cache_the_simulated_engines_compute_every_prompt() -> 
     assert slow > quick
 
 
+def test_a_simulated_agent_pauses_between_its_turns_whoever_sends_its_calls() -> None:
+    jobs = simulated.agents(0, count=1, turns=3, context=200)
+    pauses = sum(stage.think for stage in jobs[0].stages)
+    for client in (Client.MYNA, Client.CACHED):
+        arm = simulated.Simulation(client, engines=1)
+        assert sum(arm.seconds(turn) for turn in arm.run(jobs, load())) > pauses > 2.0
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.cluster
 async def test_an_experiment_runs_through_nats_scheduler_and_engine_in_every_arm() -> None:
-    done = await bench(Engine(Scale.TINY, "tiny", "cpu"), named(Scale.TINY, ["best of n"]), 1, unshared=False, few=True)
+    done = await bench(Engine(Scale.TINY, "tiny", "cpu"), named(Scale.TINY, ["best of n"]), 1, few=True)
     assert ratios(done.rows).keys() == {("best of n", "0 ms ratio to (b)")}
     assert [len(panel["calls"]) for panel in done.timelines["best of n"]["panels"]] == [4, 4]

@@ -1,4 +1,7 @@
-"""llama.cpp's server (of its Python package) with the default model: `python -m tests.actors.endpoints.llama_server PORT`."""
+"""llama.cpp's server (of its Python package) with the default model: `python -m tests.actors.endpoints.llama_server PORT`.
+
+What follows the port are options of the server.
+"""
 
 from __future__ import annotations
 
@@ -30,5 +33,6 @@ if __name__ == "__main__":
     sys.argv[1:] = [
         *("--model", str(weights), "--model_alias", NAME, "--host", "127.0.0.1", "--port", sys.argv[1]),
         *("--n_ctx", "1024", "--n_threads", "1", "--interrupt_requests", "false", "--verbose", "false"),
+        *sys.argv[2:],
     ]
     main()

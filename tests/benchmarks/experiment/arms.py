@@ -22,7 +22,7 @@ from myna.sdk.examples._callers import Application, Caller, MynaCaller, Run, Wai
 from myna.sdk.serving import hosting
 from tests.benchmarks.experiment.applications import best, tool
 from tests.benchmarks.experiment.cluster import Cluster
-from tests.benchmarks.experiment.scheduling import ALL
+from tests.benchmarks.experiment.scheduling import ALL, without
 
 ROUND_TRIP = 0.244
 """Seconds: the mean round trip between client and server in the paper's experiments."""
@@ -49,9 +49,10 @@ class Arm:
     """What is different about the engine, if anything is."""
 
     def __str__(self) -> str:
-        without = "" if self.client is not Client.MYNA or self.switches == ALL else ", other policies"
+        off = without(self.switches) if self.client is Client.MYNA else []
+        less = f" without {', '.join(off)}" if off else ""
         engine = f", {self.engine}" if self.engine else ""
-        return f"{self.client}{engine}{without}, {1000 * self.round_trip:.0f} ms"
+        return f"{self.client}{less}{engine}, {1000 * self.round_trip:.0f} ms"
 
 
 def waiting(client: Client, round_trip: float = 0.0, engine: str = "") -> Arm:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from myna.actors import config, process
 from myna.actors.config import Settings
@@ -15,6 +15,20 @@ from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.shell import Scheduler, SchedulerFailed
 
 ALL = "all"
+
+
+def all_but(switch: str) -> str:
+    """The switches of production without one. Raises ValueError if there is none of that name."""
+    every = [f.name for f in fields(Policies) if isinstance(f.default, bool)]
+    if switch not in every:
+        raise ValueError(f"no policy is called {switch!r}; there are {', '.join(every)}")
+    return ",".join(name for name in every if name != switch)
+
+
+def without(switches: str) -> list[str]:
+    """The policies of production that are off."""
+    on = policies_of(switches)
+    return [f.name for f in fields(Policies) if isinstance(f.default, bool) and f.default and not getattr(on, f.name)]
 
 
 def policies_of(switches: str) -> Policies:

@@ -1,8 +1,9 @@
-"""What needs four engines, in the simulator: the real scheduler core, modelled engines, a virtual clock. Not measured: modelled.
+"""What needs four engines or very long, in the simulator: the real scheduler core, modelled engines, a virtual clock. Not
+measured: modelled.
 
     python -m tests.benchmarks.experiment.simulated [--json FILE] [--quick]
 
-The engines are fitted to measured steps (`simulation/engine.py`); the fit's error is a row of the report. Arms are those of
+The engines are fitted to measured steps of ours (`simulation/engine.py`); the fit's errors are rows. Arms are those of
 `arms.py`: a waiting client's application comes in stages, each submitted when the results of the one before have come back, a
 round trip later; without prefix cache, no two prompts have anything in common.
 """
@@ -10,6 +11,7 @@ round trip later; without prefix cache, no two prompts have anything in common.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +21,16 @@ from myna.actors.messages import Objective
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.policies.prefixes import Boundary
 from tests.benchmarks.experiment.arms import ROUND_TRIP, Client
+from tests.benchmarks.experiment.floors import RECORD
 from tests.benchmarks.reporting import Row, row, show, write
 from tests.benchmarks.simulation.cluster import Cluster, Turn
-from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, load
+from tests.benchmarks.simulation.engine import HERE, Engine, EngineModel, Request, load
+from tests.benchmarks.simulation.fitting import errors, points_of
 from tests.benchmarks.simulation.metrics import of_kind, percentile
 from tests.benchmarks.simulation.workloads import LATENCY, THROUGHPUT, Job, Stage, constant
 
 ENGINES = 4
+FITTED = HERE / "h100_myna.json"
 GPTS = ((7437, 7, 704), (1116, 8, 89), (1694, 4, 631), (2031, 4, 416))
 """Tokens of prompt, question and answer of the paper's four applications."""
 BOUND = 0.020
@@ -47,11 +52,12 @@ class Simulation:
 
     client: Client
     round_trip: float = 0.0
+    engines: int = ENGINES
 
     def run(self, jobs: Sequence[Job], model: EngineModel) -> list[Turn]:
         """All jobs, to the end. A waiting client's must be in stages."""
         waits = self.client is not Client.MYNA
-        cluster = Cluster(model, ENGINES, Policies.none(prefixes=True) if waits else Policies())
+        cluster = Cluster(model, self.engines, Policies.none(prefixes=True) if waits else Policies())
         if self.client is Client.UNCACHED:
             for worker, engine in cluster.engines.items():
                 cluster.engines[worker] = Uncached(engine.model, engine.at, engine.finished)
@@ -65,11 +71,12 @@ class Simulation:
         return turn.ended - turn.asked + self.round_trip
 
     def _seen(self, job: Job) -> Job:
-        """A job as this client sends it: Myna's at once, others stage by stage."""
-        if self.client is Client.MYNA:
+        """A job as this client sends it: Myna's at once, unless it has pauses, others stage by stage."""
+        if self.client is Client.MYNA and not any(stage.think for stage in job.stages):
             whole = [c for stage in job.stages for c in stage.calls]
             return replace(job, stages=[Stage(whole, job.stages[-1].wants)])
-        return replace(job, stages=[replace(s, think=self.round_trip if n else 0.0) for n, s in enumerate(job.stages)])
+        late = 0.0 if self.client is Client.MYNA else self.round_trip  # Myna's tools are agents beside it
+        return replace(job, stages=[replace(s, think=s.think + late if n else 0.0) for n, s in enumerate(job.stages)])
 
 
 def gpts(rate: float, seconds: float, seed: int) -> list[Job]:
@@ -106,6 +113,20 @@ def mixed(seed: int, chats: int = 40, documents: int = 9, pieces: int = 16) -> l
     return sorted(jobs, key=lambda job: job.arrival)
 
 
+def agents(seed: int, count: int = 12, turns: int = 40, context: int = 12_000) -> list[Job]:
+    """Coding agents whose contexts don't fit the memory all at once; their tools take one to three seconds."""
+    draw, jobs = random.Random(f"agents {seed}"), []
+    for n in range(count):
+        job = Job("agent", "a", 0.3 * n, objective=LATENCY, whole=True)
+        head, done = constant(f"repository {seed} {n}", context), [job.give("issue", 40)]
+        for turn in range(turns):
+            call = job.turn(f"a{turn}", "act", head, *done, output=40)
+            job.stages.append(Stage([call], (f"a{turn}",), think=draw.uniform(1.0, 3.0) if turn else 0.0))
+            done += [f"a{turn}", job.give(f"t{turn}", 200)]
+        jobs.append(job)
+    return jobs
+
+
 def highest_rate(arm: Simulation, model: EngineModel, seconds: float, seed: int) -> float:
     """Requests a second up to which the mean time a token stays within `BOUND`, to 2 %."""
 
@@ -114,7 +135,7 @@ def highest_rate(arm: Simulation, model: EngineModel, seconds: float, seed: int)
         taken = [arm.seconds(turn) / turn.job.outputs["a"] for turn in turns]
         return sum(taken) / len(taken) <= BOUND
 
-    low, high = 0.5, 1.0
+    low, high = 8.0, 16.0
     while holds(high) and high < 1000:
         low, high = high, 2 * high
     while high / low > 1.02:
@@ -131,13 +152,14 @@ def compare(
     *,
     higher: bool,
     unit: str,
+    engines: int = ENGINES,
 ) -> list[Row]:
     """The ratios of one figure, and the figure of each arm."""
-    arms = [Simulation(c, r) for c in Client for r in (0.0, ROUND_TRIP)]
+    arms = [Simulation(c, r, engines) for c in Client for r in (0.0, ROUND_TRIP)]
     found = {arm: measure(arm) for arm in arms}
     rows = []
     for client, round_trip, target in ((Client.UNCACHED, ROUND_TRIP, to_a), (Client.CACHED, 0.0, to_b)):
-        theirs, ours = found[Simulation(client, round_trip)], found[Simulation(Client.MYNA, round_trip)]
+        theirs, ours = (found[Simulation(c, round_trip, engines)] for c in (client, Client.MYNA))
         made = row(
             name,
             f"{1000 * round_trip:.0f} ms ratio to {client}",
@@ -150,31 +172,63 @@ def compare(
     for arm, value in found.items():
         metric = f"{arm.client}, {1000 * arm.round_trip:.0f} ms"
         rows.append(
-            row(f"{name}: simulated, {ENGINES} engines", metric, unit, "higher" if higher else "lower", [value])
+            row(f"{name}: simulated, engines: {engines}", metric, unit, "higher" if higher else "lower", [value])
         )
     return rows
 
 
+def fit_errors(model: EngineModel) -> list[Row]:
+    """How far the model is from each measured step, in per cent; steps under a shared prefix were not fitted to."""
+    points = points_of(json.loads(RECORD.read_text())["rows"])
+    seen = {point.name: "fitted" if point.seen else "not fitted" for point in points}
+    return [
+        row("the fit's error", f"{name} ({seen[name]})", "%", "lower", [100 * abs(error)])
+        for name, error in errors(model, points).items()
+    ]
+
+
+def _taken(
+    make: Callable[[int], list[Job]], kind: str, *, worst: bool, model: EngineModel, seeds: Sequence[int]
+) -> Callable[[Simulation], float]:
+    """Seconds of the jobs of a kind: their mean, or the 99th percentile."""
+
+    def measure(arm: Simulation) -> float:
+        taken = [s + arm.round_trip for seed in seeds for s in of_kind(arm.run(make(seed), model), kind)]
+        return percentile(taken, 0.99) if worst else sum(taken) / len(taken)
+
+    return measure
+
+
 def simulate(model: EngineModel, *, quick: bool = False) -> list[Row]:
     """Every case."""
-    seconds, seeds = (15.0, (0,)) if quick else (30.0, (0, 1, 2))
-    rows = compare(
-        "four GPTs, rate within 20 ms a token",
+    seconds, seeds = (15.0, (0,)) if quick else (120.0, (0, 1, 2))
+    rows = fit_errors(model)
+    for documents in (9, 120):
+        name = f"mixed on four engines, {documents} map-reduce jobs"
+
+        def make(seed: int, documents: int = documents) -> list[Job]:
+            return mixed(seed, documents=documents)
+
+        def chats(seed: int) -> list[Job]:
+            return mixed(seed, documents=0)
+
+        chat, whole = (
+            _taken(make, k, worst=w, model=model, seeds=seeds) for k, w in (("chat", True), ("map-reduce", False))
+        )
+        rows += compare(f"{name}, chat p99", chat, 5.5, 1.5, higher=False, unit="s")
+        rows += compare(f"{name}, mean", whole, 1.0, 0.98, higher=False, unit="s")
+        least = _taken(chats, "chat", worst=True, model=model, seeds=seeds)(Simulation(Client.MYNA))
+        rows.append(row(f"{name}, chat p99", "chats alone, 0 ms", "s", "lower", [least]))
+    rows += compare(
+        "coding agent, 40 turns, on one engine; mean",
+        _taken(agents, "agent", worst=False, model=replace(model, tokens=150_000), seeds=seeds),
+        None, 1.5, higher=False, unit="s", engines=1,
+    )  # fmt: skip
+    return rows + compare(
+        f"four GPTs, rate within 20 ms a token over {seconds:.0f} s",
         lambda arm: highest_rate(arm, model, seconds, 0),
         12.0, 2.0, higher=True, unit="requests/s",
     )  # fmt: skip
-
-    def of(kind: str, worst: bool) -> Callable[[Simulation], float]:
-        def measure(arm: Simulation) -> float:
-            taken = [s + arm.round_trip for seed in seeds for s in of_kind(arm.run(mixed(seed), model), kind)]
-            return percentile(taken, 0.99) if worst else sum(taken) / len(taken)
-
-        return measure
-
-    name = "mixed on four engines"
-    rows += compare(f"{name}, chat p99", of("chat", True), 5.5, 1.5, higher=False, unit="s")
-    rows += compare(f"{name}, map-reduce mean", of("map-reduce", False), 1.0, 0.98, higher=False, unit="s")
-    return rows
 
 
 def main() -> None:
@@ -183,7 +237,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--engine", type=Path, help="a fitted engine model, as JSON")
     arguments = parser.parse_args()
-    rows = simulate(load(arguments.engine), quick=arguments.quick)
+    rows = simulate(load(arguments.engine or FITTED), quick=arguments.quick)
     show(rows)
     if arguments.json:
         write(arguments.json, "experiments_simulated", rows)

@@ -54,7 +54,7 @@ def fallen(now: Ratios, before: Ratios) -> list[str]:
 def measure() -> Sequence[Row]:
     """All experiments, tiny."""
     engine = Engine(Scale.TINY, "tiny", "cpu")
-    return asyncio.run(bench(engine, EXPERIMENTS[Scale.TINY], RUNS, unshared=False, few=True)).rows
+    return asyncio.run(bench(engine, EXPERIMENTS[Scale.TINY], RUNS, few=True)).rows
 
 
 def main() -> int:
