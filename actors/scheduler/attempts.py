@@ -65,12 +65,12 @@ class Attempts:
     def heard(self, message: Announce | Beat | Event | Leave, now: float) -> None:
         """A worker spoke."""
         match message:
-            case Announce():
-                self._announced(message, now)
+            case Event():  # the most frequent first
+                self._progress(message, now)
             case Beat():
                 self._beat(message, now)
-            case Event():
-                self._progress(message, now)
+            case Announce():
+                self._announced(message, now)
             case Leave():
                 self._left(message, now)
             case _:
@@ -144,6 +144,7 @@ class Attempts:
             if key not in there:
                 worker.missed[key] = worker.missed.get(key, 0) + 1
                 if worker.missed[key] > LOST_BEATS:
+                    self._state.haunt(key[:2], now)  # the order may come yet
                     self._retry(key, attempt, _lost(worker, "it never began, or forgot, the call"), now)
 
     def _adopt_or_stop(self, worker: Worker, key: HeldKey, attempt: int, now: float) -> None:
@@ -224,6 +225,7 @@ class Attempts:
         self._fleet.remove(worker.id)
         self._state.planner.lost(worker.id)
         for key, attempt in list(worker.held.items()):
+            self._state.haunt(key[:2], now)
             self._retry(key, attempt, _lost(worker, why), now)
 
     # --- time ---

@@ -72,7 +72,7 @@ class Dispatcher:
     def dispatch(self, now: float) -> None:
         """Give out ready calls for as long as there are places."""
         state = self._state
-        if state.lease is None or self.settles_at is not None:
+        if state.lease is None or self.settles_at is not None or not state.planner.busy:
             return
         state.fleet.wake()
         for call, place in state.planner.choose(now):

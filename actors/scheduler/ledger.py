@@ -44,7 +44,8 @@ from myna.actors.scheduler.quotas import Stake, records
 from myna.actors.scheduler.state import Session, SessionKey, State
 
 CLOSING = 2.0
-"""Seconds between a session's close and the purge of what it stored, for readers and late writers."""
+"""Seconds between a session's close and the purge of what it stored, at least. What is stored refuses late writers, so that
+where a worker may still write it stays for longer (`State.haunt`)."""
 REFUSED = 60.0
 """Seconds for which a session that was refused is remembered, so that its submissions are told why."""
 EARLY = 10.0
@@ -234,6 +235,7 @@ class Ledger:
         self._state.out, self._unanswered = self._unanswered + self._state.out, []
         for session in list(self._state.sessions.values()):
             session.last_active = now
+            self._state.haunt(session.key, now)  # whom the earlier leader has given up, nobody knows
             if session.closing_at is not None:
                 session.closing_at = now + max(CLOSING, session.opened.keep)
                 reason = f"the session has ended: {session.closed_because}"
@@ -260,7 +262,7 @@ class Ledger:
         """Time has passed: sessions expire and are forgotten."""
         for key, session in list(self._state.sessions.items()):
             if session.closing_at is not None:
-                if now >= session.closing_at:
+                if now >= max(session.closing_at, session.haunted_until):
                     self._forget(session)
             elif session.running == 0 and now - session.last_active > session.opened.ttl:
                 reason = f"the session expired after {session.opened.ttl:g} s without activity"

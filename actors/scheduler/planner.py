@@ -143,11 +143,11 @@ class Planner:
             self._spread(leader.session, [leader], call.need)
 
     def _push(self, call: CallNode) -> None:
-        self._lines.push(call, self._fleet.now, resumes=self._resumes(call))
+        self._lines.push(call, self._fleet.now, resumes=bool(call.inputs) and self._resumes(call))
 
     def _resumes(self, call: CallNode) -> bool:
         """Whether it goes on with a context that room is kept for: it goes before new ones, which would take that room."""
-        if not call.inputs or not self.residents.any or (call.need is not None and call.need.patient):
+        if not self.residents.any or (call.need is not None and call.need.patient):
             return False
         chain = self._chain(call)
         return chain is not None and self.residents.where(chain) is not None
@@ -256,7 +256,8 @@ class Planner:
         """A call is dispatched, or was found running."""
         copied = place is not None and place.source is not None
         self._fleet.hold(worker, key, attempt, place.cost if place else None, guest=copied)
-        leave(call)
+        if call.queued:
+            leave(call)
         if call.counted:
             self._uncount(call)
         if call.memo is not None:
@@ -422,7 +423,7 @@ class Planner:
     @property
     def busy(self) -> bool:
         """Whether any ready call waits."""
-        return bool(self._lines.any or self._copies)
+        return bool(self._lines) or bool(self._copies)
 
     @property
     def queued(self) -> int:

@@ -91,15 +91,23 @@ class _Tenant:
         self.at = now
 
 
+class _Tenants(dict[Tenant, _Tenant]):
+    """Books by tenant, opened when they are first looked into. (Each call looks into them several times.)"""
+
+    def __missing__(self, name: Tenant) -> _Tenant:
+        books = self[name] = _Tenant(name)
+        return books
+
+
 class Quotas:
     """All tenants' books."""
 
     def __init__(self) -> None:
-        self._tenants: dict[Tenant, _Tenant] = {}
+        self._tenants = _Tenants()
 
     def set(self, policy: TenantPolicy, now: float) -> None:
         """The operator has said what a tenant may have."""
-        tenant = self._of(Tenant(policy.tenant))
+        tenant = self._tenants[Tenant(policy.tenant)]
         tenant.settle(now)
         tenant.policy = policy
         if policy.tokens is None:
@@ -117,7 +125,7 @@ class Quotas:
 
     def session_refused(self, name: Tenant) -> Failure | None:
         """Why a tenant may not open another session, if it may not."""
-        tenant = self._of(name)
+        tenant = self._tenants[name]
         policy = tenant.policy
         if policy is None:
             return None
@@ -130,7 +138,7 @@ class Quotas:
 
     def calls_refused(self, name: Tenant, count: int, now: float) -> Failure | None:
         """Why a tenant may not submit `count` further calls, if it may not."""
-        tenant = self._of(name)
+        tenant = self._tenants[name]
         policy = tenant.policy
         if policy is None:
             return None
@@ -153,18 +161,18 @@ class Quotas:
 
     def opened(self, name: Tenant) -> Stake:
         """A session of the tenant's was opened."""
-        self._of(name).sessions += 1
+        self._tenants[name].sessions += 1
         return Stake()
 
     def counted(self, name: Tenant, stake: Stake, unfinished: int) -> None:
         """So many calls of a session are in flight now."""
         if unfinished != stake.calls:
-            self._of(name).calls += unfinished - stake.calls
+            self._tenants[name].calls += unfinished - stake.calls
             stake.calls = unfinished
 
     def stored(self, name: Tenant, stake: Stake, size: int) -> Failure | None:
         """A session has stored so many bytes more. Returns why it has to be closed, if it has to."""
-        tenant = self._of(name)
+        tenant = self._tenants[name]
         stake.bytes += size
         tenant.bytes += size
         limit = None if tenant.policy is None else tenant.policy.bytes
@@ -174,7 +182,7 @@ class Quotas:
 
     def used(self, name: Tenant, stake: Stake, call: CallId, usage: Usage, now: float, *, charge: bool) -> None:
         """A call has used tokens; `charge` them to the tenant's minute, unless they are long past."""
-        tenant = self._of(name)
+        tenant = self._tenants[name]
         before = stake.used.get(call)
         if before is None:
             tenant.used_by += 1
@@ -188,13 +196,13 @@ class Quotas:
         """A session takes nothing more. Idempotent."""
         if stake.counts:
             stake.counts = False
-            self._of(name).sessions -= 1
+            self._tenants[name].sessions -= 1
 
     def forgotten(self, name: Tenant, stake: Stake) -> None:
         """A session is no more, nor what it stored; what it used will come back as a record."""
         self.closed(name, stake)
         self.counted(name, stake, 0)
-        tenant = self._of(name)
+        tenant = self._tenants[name]
         tenant.bytes -= stake.bytes
         tenant.used.add(stake.total, -1)
         tenant.used_by -= len(stake.used)
@@ -202,7 +210,7 @@ class Quotas:
 
     def recorded(self, name: Tenant, usage: Usage, calls: int) -> None:
         """There is a record of what a session that is no more has used."""
-        tenant = self._of(name)
+        tenant = self._tenants[name]
         tenant.used.add(usage)
         tenant.used_by += calls
 
@@ -217,12 +225,6 @@ class Quotas:
         for name, tenant in self._tenants.items():
             counts = (tenant.sessions, tenant.calls, tenant.bytes, tenant.spent, tenant.used_by)
             assert min(counts) >= 0, f"tenant {name!r} has less than nothing: {counts}"
-
-    def _of(self, name: Tenant) -> _Tenant:
-        tenant = self._tenants.get(name)
-        if tenant is None:
-            tenant = self._tenants[name] = _Tenant(name)
-        return tenant
 
 
 def records(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, assert_never
 import structlog
 from msgspec import structs
 
-from myna.actors import codec, outcomes, subjects
+from myna.actors import codec, logs, outcomes, subjects
 from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery, Stored, Unavailable
 from myna.actors.codec import TooLarge, WireError
 from myna.actors.messages import (
@@ -40,6 +40,7 @@ from myna.actors.messages import (
     StreamStatus,
     Tenant,
     TenantPolicy,
+    Tried,
     Why,
     WorkerId,
 )
@@ -225,7 +226,8 @@ class Scheduler:
 
     def _reject(self, subject: str, error: Exception) -> None:
         self.rejected += 1
-        log.warning("a message was not understood", subject=subject, reason=str(error), rejected=self.rejected)
+        with logs.about(*_named(subject)):
+            log.warning("a message was not understood", subject=subject, reason=str(error), rejected=self.rejected)
 
     async def _on_policy(self, stored: Stored) -> None:
         try:
@@ -269,7 +271,10 @@ class Scheduler:
         status, attempt = outcomes.read_headers(stored.headers)
         for watch in self._watches:
             watch.ended(address.tenant, address.session, address.variable, status, stored.timestamp)
-        failure = await self._failure(stored.subject) if status is OutcomeStatus.FAILURE else None
+        failure = None
+        if status is OutcomeStatus.FAILURE:
+            with logs.about(*_named(stored.subject)):
+                failure = await self._failure(stored.subject)
         content = outcomes.read_content(stored.headers)
         event = Ended(
             address.tenant,
@@ -432,7 +437,8 @@ class Scheduler:
                 except WireError as error:
                     return self._core.handle(Heard(_undeliverable(worker, run, error), self._now()))
                 headers = None if self._traces is None else self._traces.headers(run, waited)
-                await self._send(border.to_worker(worker, ToWorker.RUN), data, headers)
+                about = (run.tenant, run.session, run.call.id, run.attempt)
+                await self._send(border.to_worker(worker, ToWorker.RUN), data, headers, about)
             case Halt(worker=worker, stop=stop):
                 await self._tell(worker, ToWorker.STOP, codec.encode(stop))
             case Keep(worker=worker, retain=retain):
@@ -457,12 +463,15 @@ class Scheduler:
     async def _tell(self, worker: WorkerId, leaf: ToWorker, data: bytes) -> None:
         await self._send(border.to_worker(worker, leaf), data)
 
-    async def _send(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
+    async def _send(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, about: Sequence[object] = ()
+    ) -> None:
         """Send at most once: what is lost shows in the next beats."""
         try:
             await self._bus.publish(subject, data, headers=headers)
         except (BusError, ValueError) as error:  # too large, or, for an answer, no subject at all
-            log.warning("not sent", subject=subject, reason=str(error))
+            with logs.about(*about):
+                log.warning("not sent", subject=subject, reason=str(error))
 
     def _put_out(self, command: _Stored) -> None:
         key = (command.tenant, command.session)
@@ -473,19 +482,23 @@ class Scheduler:
         outbox.append(command)
 
     async def _empty(self, key: SessionKey, outbox: deque[_Stored]) -> None:
+        told: set[str] = set()
         while outbox:
+            logs.ABOUT.set(_about(outbox[0]))  # of this task, which does nothing else
             try:
                 await self._store(outbox[0])
             except Unavailable as error:
-                log.warning("not stored yet", tenant=key[0], session=key[1], reason=str(error))
+                log.warning("not stored yet", reason=str(error))
                 await asyncio.sleep(RETRY)
                 continue
             except BusError as error:  # full, or forbidden: somebody must mend it, and readers wait meanwhile
-                log.error("can't be stored", tenant=key[0], session=key[1], reason=str(error))
+                log.error("can't be stored", reason=str(error))
                 await asyncio.sleep(RETRY)
                 continue
             except WireError as error:
-                log.error("could not be stored", tenant=key[0], session=key[1], reason=str(error))
+                log.error("could not be stored", reason=str(error))
+            else:
+                _tell_failed(outbox[0], told)
             outbox.popleft()
         del self._outboxes[key]
 
@@ -519,6 +532,41 @@ class Scheduler:
             await self._bus.append(subject, data, headers=headers, message_id=f"{subject}:ended:{self._nonce}")
         except AlreadyAssigned:
             log.debug("a value came first", subject=subject)
+
+
+def _named(subject: str) -> tuple[object, ...]:
+    """Whose a message is, as far as its subject says it."""
+    try:
+        address = subjects.parse(subject)
+    except InvalidName:
+        return ()
+    return (address.tenant, address.session, None, None, address.variable)
+
+
+def _about(command: _Stored) -> tuple[object, ...]:
+    match command:
+        case EndVariable(tenant, session, variable, Failure(call=call)):
+            return (tenant, session, call, None, variable)
+        case EndVariable(tenant, session, variable):
+            return (tenant, session, None, None, variable)
+        case AppendEntry(tenant, session, Tried(call=call)):
+            return (tenant, session, call)
+        case AppendEntry(tenant, session) | PurgeSession(tenant, session):
+            return (tenant, session)
+        case _:
+            assert_never(command)
+
+
+def _tell_failed(command: _Stored, told: set[str]) -> None:
+    """Failures, by their codes alone: their texts may quote a value. Of all that follows from one call's, the first is told."""
+    match command:
+        case EndVariable(outcome=Failure(code=code, call=call, function=function)) if call not in told:
+            told.add(call)
+            log.info("a call failed", code=code, function=function)
+        case AppendEntry(entry=Tried(tries=tries)):
+            log.info("an attempt failed, and is made again", tries=tries)
+        case _:
+            pass
 
 
 def _ids(event: SchedulerEvent) -> dict[str, object]:

@@ -18,6 +18,10 @@ from myna.actors.scheduler.quotas import Quotas, Stake
 
 SessionKey = tuple[Tenant, SessionId]
 
+HAUNTED = 60.0
+"""Seconds for which a worker that was lost, or told to stop, may still write: what it must not change is kept so long. One that
+slept, or was cut off, for longer than `worker.core.ASLEEP` writes nothing more."""
+
 
 @dataclass(slots=True, eq=False)
 class Session:
@@ -31,6 +35,8 @@ class Session:
     closing_at: float | None = None
     closed_because: str = "it was closed"
     stake: Stake = field(default_factory=Stake)
+    haunted_until: float = 0.0
+    """Until when an attempt of which nobody has said that it ended may still write what it had begun."""
     refused: Failure | None = None
     """Why it was never let in, or was shut out: over its tenant's quota."""
 
@@ -70,8 +76,15 @@ class State:
         if self.lease is not None:
             self.out.append(SayHello(Hello(protocol=PROTOCOL, scheduler=self.name, lease=self.lease)))
 
+    def haunt(self, key: SessionKey, now: float) -> None:
+        """An attempt of the session's calls was given up without its worker's say."""
+        session = self.sessions.get(key)
+        if session is not None:
+            session.haunted_until = now + HAUNTED
+
     def halt(self, worker: WorkerId, key: HeldKey, attempt: int) -> None:
         """Have a worker stop an attempt."""
+        self.haunt(key[:2], self.fleet.now)
         if self.lease is not None:
             stop = Stop(tenant=key[0], session=key[1], call=key[2], attempt=attempt, lease=self.lease)
             self.out.append(Halt(worker, stop))

@@ -23,8 +23,9 @@ from myna.actors.scheduler.policies.steps import StepModel
 
 STRETCH = 1.06
 """How much longer than alone a token may take beside others where somebody waits for it."""
-SOLE = 2.0
-"""The same, on an engine beside which no other serves the same."""
+SOLE = 4.0
+"""The same, on an engine beside which no other serves the same. Less would keep the others waiting for long, and gain the paced
+ones little: there are hardly ever moments without any of them to put other work into."""
 HOLD = 30.0
 """Seconds for which an engine stays reserved after its last paced call: conversations go on."""
 HALF_LIFE = 20.0

@@ -101,8 +101,7 @@ class Lines:
                     found += [(demand, c) for c in line.queue.calls() if c.session and c.session.tenant == tenant]
         return found
 
-    @property
-    def any(self) -> bool:
+    def __bool__(self) -> bool:
         """Whether any call may wait."""
         return bool(self._lines)
 

@@ -127,12 +127,16 @@ class Belief:
         boundaries, new = chain.boundaries, 0.0
         for i in range(len(boundaries) - 1, -1, -1):  # engines evict leaves first: a root counts as used after them
             boundary = boundaries[i]
-            added = held.pop(boundary.name, None)
+            name = boundary.name
+            added = held.pop(name, None)
             if added is None:
                 added = boundary.tokens - boundaries[i - 1].tokens if i else boundary.tokens
                 new += added
-                self._add_holder(boundary.name, worker)
-            held[boundary.name] = added
+                if name in self._holders:
+                    self._add_holder(name, worker)
+                else:
+                    self._holders[name] = self._alone[worker]
+            held[name] = added
         self._tokens[worker] += new
         if len(held) > ENTRIES or (memory is not None and self._tokens[worker] > memory):
             self._shrink(worker, memory)
@@ -160,8 +164,7 @@ class Belief:
             self._drop_oldest(worker, float(memory))
         held = self._held[worker]
         if len(held) > ENTRIES:
-            for name in list(islice(held, AT_ONCE)):
-                self._drop(worker, name)
+            self._drop_first(worker, held)
 
     def _drop_oldest(self, worker: WorkerId, most: float) -> None:
         held = self._held.get(worker)
@@ -171,15 +174,24 @@ class Belief:
                     return
                 self._drop(worker, name)
 
+    def _drop_first(self, worker: WorkerId, held: dict[int, float]) -> None:
+        """Forget the oldest prefixes of a worker, so many at once. Most are its alone."""
+        holders, alone, tokens = self._holders, self._alone[worker], 0.0
+        for name in list(islice(held, AT_ONCE)):
+            tokens += held.pop(name)
+            if holders[name] is alone:
+                del holders[name]
+            else:
+                self._drop_holder(name, worker)
+        self._tokens[worker] -= tokens
+
     def _drop(self, worker: WorkerId, name: int) -> None:
         self._tokens[worker] -= self._held[worker].pop(name)
         self._drop_holder(name, worker)
 
     def _add_holder(self, name: int, worker: WorkerId) -> None:
-        holders = self._holders.get(name)
-        if holders is None:
-            self._holders[name] = self._alone[worker]
-            return
+        """One more worker has a prefix that others have too."""
+        holders = self._holders[name]
         self._holders[name] = (*holders, worker)
         if len(holders) >= HOLDERS:
             self._drop(holders[0], name)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 FORGET = 0.97
 """Weight of all earlier windows at each new one."""
-MOSTLY = 0.5
-"""Part of a window that must have gone into prompts for it to tell how fast they are computed beside decoding."""
+MOSTLY = 0.8
+"""Part of a window that must have gone into prompts for it to tell how fast they are computed beside decoding. (With half of it,
+steps without prompts were charged to them: an engine was thought to be busy for longer than it was, and ran out of prompts.)"""
 _PRIOR = (0.01, 1e-4, 5e-5)
 _SPREAD = (1e-3, 1e-6, 1e-7)
 """Variances of the prior: how readily each constant follows the first measurements, relative to `_NOISE`."""

@@ -47,6 +47,9 @@ from myna.actors.scheduler.events import Ended, Garbled, Heard, Led, Logged, Tic
 from myna.actors.scheduler.ledger import CLOSING, EARLY
 from myna.actors.scheduler.nodes import CallState
 from myna.actors.scheduler.policies.objectives import Urgency
+from myna.actors.scheduler.state import HAUNTED
+from myna.actors.worker.shell import ASLEEP
+from myna.actors.worker.storage import PATIENCE
 from tests.actors.scheduler.world import SESSION, TENANT, World, opened
 from tests.actors.stage import call
 
@@ -484,6 +487,8 @@ def test_a_rebuilt_scheduler_finishes_the_purge_of_a_closed_session() -> None:
     world.carry_out_all()
     world.read_streams()
     world.tick(CLOSING + 0.1)
+    assert not of(PurgeSession, world), "its earlier leader may have given up a worker that is not dead"
+    world.tick(HAUNTED)
     assert of(PurgeSession, world)
 
 
@@ -500,11 +505,41 @@ def test_closing_halts_cancels_and_purges_and_forgets() -> None:
     assert of(Halt, world, stop__call="call-a")
     deliver(world)
     world.read_streams()
-    world.tick(CLOSING + 0.1)
+    world.tick(HAUNTED)
     assert of(PurgeSession, world)
     assert SESSION not in world.core.sessions
     assert world.workers[WorkerId("w0")].held == {}
     assert world.core.status(world.now).queued == 0
+
+
+@pytest.mark.parametrize("harm", ["silent", "restarted", "order lost", None])
+def test_what_a_worker_may_still_write_to_is_purged_only_when_it_surely_writes_no_more(harm: str | None) -> None:
+    world = opened(call("a"))
+    worker = world.workers[WorkerId("w0")]
+    match harm:
+        case "silent":
+            deliver(world)
+            for _ in range(int(SUSPECT / 0.5) + 1):
+                world.tick()
+        case "restarted":
+            deliver(world)
+            world.restart(worker)
+        case "order lost":
+            world.commands.clear()
+            world.mail += [worker.beat()] * (LOST_BEATS + 1)
+        case None:
+            deliver(world)
+    world.read_mail()
+    assert node(world, "a").tries == (0 if harm is None else 1)
+    world.store(SESSION, VarId("a"), None)
+    world.read_streams()
+    world.append(SESSION, Close())
+    world.read_streams()
+    world.tick(CLOSING + 0.1)
+    assert bool(of(PurgeSession, world)) == (harm is None)
+    assert HAUNTED > ASLEEP + PATIENCE, "for so long it writes, and what it wrote may be on its way"
+    world.tick(HAUNTED)
+    assert of(PurgeSession, world)
 
 
 def test_a_session_expires_when_it_is_idle_but_not_while_a_call_runs_or_a_client_holds_it() -> None:
@@ -939,6 +974,8 @@ class CoreMachine(RuleBasedStateMachine):
         for session in SESSIONS:
             world.append(session, Close())
         known = [(k, v) for k, s in world.core.sessions.items() for v in s.graph.variables]
+        world.step()
+        world.now += HAUNTED
         for _ in range(12):
             world.step()
         assert set(SESSIONS) <= world.purged

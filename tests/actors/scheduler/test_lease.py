@@ -8,6 +8,7 @@ from myna.actors import subjects
 from myna.actors.bus import LeaseLost
 from myna.actors.scheduler import lease as lease_module
 from myna.actors.scheduler.lease import LEASE, Leadership
+from myna.actors.scheduler.shell import Scheduler, SchedulerFailed
 from tests.actors.stage import until
 from tests.network import MemoryNetwork
 
@@ -84,3 +85,28 @@ async def test_a_leader_cut_off_for_the_length_of_its_lease_gives_up_by_itself(n
     await bus.close()
     with pytest.raises(LeaseLost, match="network was gone"):
         await asyncio.wait_for(leader.keep(), 5)
+
+
+@pytest.mark.parametrize("also", [None, SchedulerFailed("a mailbox failed")], ids=["alone", "with another error"])
+async def test_a_scheduler_that_is_deposed_ends_in_one_plain_error(
+    network: MemoryNetwork, also: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = Scheduler(await network.bus(), "one")
+    if also is not None:  # as when a stopped process finds its connection gone, too
+
+        async def fail(_: Scheduler) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise also
+
+        monkeypatch.setattr(Scheduler, "_tick", fail)
+    running = asyncio.ensure_future(scheduler.run())
+    await asyncio.wait_for(scheduler.leading.wait(), 5)
+    await network.pass_time(1.0)
+    second = await Leadership.acquire(await network.bus(), "two")
+    with pytest.raises(LeaseLost if also is None else (LeaseLost, SchedulerFailed)):
+        await asyncio.wait_for(running, 5)
+    held = await (await network.bus()).lease(LEASE)
+    assert held is not None
+    assert held.revision == second.term
