@@ -6,6 +6,7 @@ Laws:
   has no chunks.
 - A chunk that the stream refuses ends the attempt: another attempt owns the output.
 - What readers have seen is never made anew: a worker that can't resume fails, finally, once a chunk is out.
+- What it held before it slept, or was cut off, for long it holds no more: others have it, and may be done with it.
 - A command with an older lease than one already seen is refused; an older attempt of a call gives way to a newer one.
 - A worker never publishes failure: it tells the scheduler, which decides.
 - Prompts are kept for the scheduler that asked for it: with a new leader they go.
@@ -72,6 +73,7 @@ from myna.actors.worker.events import (
     ReadInputs,
     Refused,
     Reported,
+    Slept,
     Stored,
     Tell,
     Wake,
@@ -136,6 +138,8 @@ class WorkerCore:
                 self._fail(event.key, event.failure)
             case Due():
                 self._due(event)
+            case Slept():
+                self._slept()
             case Draining():
                 self._drain()
             case _:
@@ -174,8 +178,9 @@ class WorkerCore:
                     self.cordoned = not message.lift
                     self._out.append(Present())
             case Hello():
+                if not message.pulse or message.lease > self.lease:
+                    self._out.append(Present())
                 self.lease = max(self.lease, message.lease)
-                self._out.append(Present())
             case _:
                 assert_never(message)
 
@@ -238,6 +243,11 @@ class WorkerCore:
         self._over[attempt.key] = None
         if len(self._over) > REMEMBERED:
             del self._over[next(iter(self._over))]
+
+    def _slept(self) -> None:
+        for attempt in list(self._attempts.values()):
+            self._drop(attempt)
+            self._tell(attempt.key, EventKind.OVERTAKEN)
 
     # --- start ---
 

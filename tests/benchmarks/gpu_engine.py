@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from myna.engine.admission import admit
 from myna.engine.engine import Engine, EngineConfig
+from myna.engine.interface import ModelRunner
 from myna.engine.request import Delta, Done, Failed, Fill, Generate, Request, RequestId
 from myna.engine.sampling import SamplingParams
 from tests.benchmarks.reporting import Row, row, show, write
@@ -139,15 +140,20 @@ Case = StepCase | PrefillCase | JobCase
 class Bench:
     """An engine over a model of the shape, and what is measured on it."""
 
-    def __init__(self, shape: dict[str, Any], device: torch.device, **changes: Any) -> None:
+    def __init__(
+        self, shape: dict[str, Any], device: torch.device, model: ModelRunner | None = None, **changes: Any
+    ) -> None:
+        """`model`: one of the shape that is there already."""
         self._divide = SHRINK if shape is TINY else 1
         self._vocabulary: int = shape["vocab_size"]
         self._random = random.Random(0)
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        network = _network(shape, device)
-        self._left = None if free is None else free - sum(each.nbytes for each in network.parameters())
-        model = admit(network, "llama-3-8b-shape" if shape is LLAMA_3_8B else "tiny")
-        del network
+        self._left = None
+        if model is None:
+            network = random_network(shape, device)
+            self._left = None if free is None else free - sum(each.nbytes for each in network.parameters())
+            model = admit(network, name_of(shape))
+            del network
         self.engine = Engine(model, words(self._vocabulary), EngineConfig(**changes))
         self._calls = 0
 
@@ -249,9 +255,15 @@ class Bench:
         self.generate(prompts, self.length(300), namespace=namespace, cached=cached)
 
 
-def _network(shape: dict[str, Any], device: torch.device) -> Any:
-    """A transformers model with random weights, made where it will run."""
+def name_of(shape: dict[str, Any]) -> str:
+    """What a model of the shape is called."""
+    return "llama-3-8b-shape" if shape is LLAMA_3_8B else "tiny"
+
+
+def random_network(shape: dict[str, Any], device: torch.device) -> Any:
+    """A transformers model with random weights, the same on devices of one kind, made where it will run."""
     transformers_logging.set_verbosity_error()
+    torch.manual_seed(0)
     config = AutoConfig.for_model("llama", **shape, bos_token_id=1, eos_token_id=2)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
@@ -309,28 +321,28 @@ def measure(bench: Bench, report: Report, cases: Sequence[Case], runs: int) -> N
 
 def measure_arms(shape: dict[str, Any], device: torch.device, report: Report, cases: Sequence[Case]) -> None:
     """One run of some cases on engines that leave something out."""
-    bench = _settled(Bench(shape, device, small_run=10**9))
+    bench = settled(Bench(shape, device, small_run=10**9))
     for case in cases:
         if isinstance(case, StepCase) and case.prefix:
             report.add(case, bench.steps(case, 1), arm="shared runs read by each")
     if COPILOT in cases:
         report.add(COPILOT, bench.job(COPILOT, 1, cached=False), arm="no prefix cache")
     del bench
-    _release(device)
-    bench = _settled(Bench(shape, device, graphs=False))
+    release(device)
+    bench = settled(Bench(shape, device, graphs=False))
     for case in cases:
         if isinstance(case, StepCase) and case.batch <= 16:
             report.add(case, bench.steps(case, 1), arm="graphs off")
 
 
-def _settled(bench: Bench) -> Bench:
+def settled(bench: Bench) -> Bench:
     """Spare the collector what stays, as an engine process does when its model is loaded."""
     gc.collect()
     gc.freeze()
     return bench
 
 
-def _release(device: torch.device) -> None:
+def release(device: torch.device) -> None:
     """Give a dropped engine's memory back before the next one is sized."""
     gc.unfreeze()
     gc.collect()
@@ -357,10 +369,10 @@ def main() -> None:
     if options.quick:
         chosen = [case for case in chosen if case in (STEPS[0], STEPS[3], PREFILLS[0])]
     report = Report(compared=shape is LLAMA_3_8B and device.type == "cuda")
-    bench = _settled(Bench(shape, device))
+    bench = settled(Bench(shape, device))
     measure(bench, report, chosen, 1 if options.quick else options.runs)
     del bench
-    _release(device)
+    release(device)
     if not options.quick and not options.no_arms:
         measure_arms(shape, device, report, chosen)
     if options.json:

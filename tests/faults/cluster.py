@@ -38,6 +38,11 @@ class Cluster:
     @classmethod
     async def start(cls, folder: Path, size: int = 3) -> Cluster:
         """All servers, started; JetStream may need another moment to elect a leader, for which callers wait by themselves."""
+        return cls(list(await asyncio.gather(*(Server.start(config) for config in cls.configs(folder, size)))))
+
+    @staticmethod
+    def configs(folder: Path, size: int) -> list[ServerConfig]:
+        """Of servers that belong together, on ports that are free."""
         password = secrets.token_urlsafe(16)
         routes = free_ports(size)
         configs = []
@@ -47,7 +52,7 @@ class Cluster:
             extra = block if size > 1 else ""
             config = ServerConfig(folder / f"nats-{n}", name=f"n{n}", password=password, extra=extra)
             configs.append(config)
-        return cls(list(await asyncio.gather(*(Server.start(config) for config in configs))))
+        return configs
 
     @property
     def url(self) -> str:

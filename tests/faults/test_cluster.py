@@ -10,8 +10,10 @@ import pytest
 
 from myna.actors import subjects
 from myna.actors.bus import Stored, Unavailable
+from myna.actors.bus.jetstream import ApiError
 from myna.actors.bus.nats import NatsBus
 from myna.actors.messages import SessionId, Tenant, VarId
+from myna.actors.server import Server
 from tests.faults.cluster import Cluster, Wire, cluster
 from tests.network import Collected
 
@@ -84,6 +86,33 @@ async def test_when_the_cluster_is_really_gone_the_client_is_told_so_in_time_and
     assert stored is not None
     assert stored.data == b"1"
     await bus.close()
+
+
+async def test_streams_are_made_once_the_servers_of_a_cluster_that_starts_have_found_each_other(tmp_path: Path) -> None:
+    first, second, late = Cluster.configs(tmp_path, 3)
+    servers = Cluster(list(await asyncio.gather(Server.start(first), Server.start(second))))
+    try:
+        bus = await connect(servers)
+        making = asyncio.create_task(bus.ensure(subjects.STREAMS))
+        await elected(bus)
+        await asyncio.wait({making}, timeout=2.0)  # meanwhile it is told that two servers can't hold three replicas
+        assert not making.done()
+        servers.servers.append(await Server.start(late))
+        await making
+        await bus.close()
+    finally:
+        await servers.stop()
+
+
+async def elected(bus: NatsBus) -> None:
+    """The servers that are there have a leader, who knows of no stream."""
+    while True:
+        try:
+            await bus.measure(subjects.LOG)
+        except ApiError:
+            return
+        except Unavailable:
+            continue
 
 
 async def test_a_wire_that_is_cut_or_frozen_is_noticed_and_gone_on_from(three: Cluster) -> None:

@@ -108,3 +108,36 @@ def test_a_zombie_that_wakes_when_its_work_was_given_away_changes_nothing(stage:
     assert isinstance(outcome, Value)
     assert outcome.text == got[0]
     assert stage.workers[0].actor._core.running == ()
+
+
+@pytest.mark.parametrize("seconds", [9.0, 40.0, 100.0])
+@pytest.mark.parametrize("harm", ["pause", "cut", "freeze"])
+@pytest.mark.parametrize("mode", list(StreamMode))
+def test_a_worker_that_was_away_writes_nothing_into_a_session_that_was_purged_meanwhile(
+    stage: Stage, harm: str, seconds: float, mode: StreamMode
+) -> None:
+    stage.scheduler("scheduler")
+    stage.worker("w0", 4, 0.0)
+    simulation = stage.simulation
+
+    async def work(client: Client) -> None:
+        async with client.session() as session:
+            await step("go", word=_output(40, mode), session=session)
+
+    role = client(stage, work)
+    zombie = stage.workers[0]
+    simulation.run(
+        lambda: any(a.begun_at for a in zombie.actor._core._attempts.values()) if zombie.actor else False, 60
+    )
+    begun = simulation.now
+    simulation.after(0.3, lambda: None)
+    simulation.run(lambda: simulation.now >= begun + 0.3, 10)
+    zombie.pause(seconds) if harm == "pause" else zombie.bus.cut(seconds, noticed=harm == "cut")
+    woken = simulation.now + seconds
+    stage.worker("w1", 4, 0.0)
+    simulation.run(lambda: role.process.ended, 60)
+    simulation.run(lambda: bool(stage.network.purged), 90)
+    simulation.after(max(woken - simulation.now, 0.0) + 30.0, lambda: None)
+    simulation.run(lambda: simulation.now >= woken + 20.0, 200)
+    assert stage.notes.late == []
+    assert zombie.actor._core.running == ()

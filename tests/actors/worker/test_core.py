@@ -551,6 +551,12 @@ def test_a_hello_is_answered_with_an_announcement() -> None:
     assert [type(c) for c in desk.ask(Hello(protocol=1, scheduler="s", lease=1))] == [Present]
 
 
+def test_a_pulse_is_answered_only_where_its_leader_is_new() -> None:
+    desk = Desk()
+    first, again = (desk.ask(Hello(protocol=1, scheduler="s", lease=LEASE, pulse=True)) for _ in range(2))
+    assert ([type(c) for c in first], again) == ([Present], [])
+
+
 # --- everything at once -----------------------------------------------------------------------------------------------
 
 WORDS = ("", "a", "b ", "é", "long word ")
