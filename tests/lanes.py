@@ -76,7 +76,7 @@ MISSING: dict[str, Callable[[], str | None]] = {
     "node": _program("node"),
     "browser": _browser,
     "docker": _docker,
-    "prometheus": _program("promtool"),
+    "prometheus": lambda: _program("prometheus")() or _program("promtool")(),
     "gpu": _gpu,
 }
 """For each lane: why it can't run here, None if it can."""

@@ -27,6 +27,7 @@ from myna.actors.endpoints.pieces import Filtered, Malformed
 from myna.actors.endpoints.requests import Request
 from myna.actors.endpoints.settings import Endpoint
 from myna.actors.messages import ErrorCode, Failure
+from myna.actors.telemetry import context
 
 SMALL = 1 << 20
 """Bytes that any answer may have, an error too."""
@@ -163,6 +164,7 @@ class Client:
                     request.path,
                     cast_to=object,
                     body=request.body,
+                    options={"headers": context.outgoing() or {}},  # vLLM and others go on with the trace
                     stream=True,
                     stream_cls=openai.AsyncStream[object],
                 )

@@ -186,6 +186,7 @@ def _tools(call: ModelCall) -> dict[str, Any]:
                 "name": tool.name,
                 "description": tool.description,
                 "parameters": tool.parameters or {"type": "object", "properties": {}},
+                **({"strict": True} if tool.strict else {}),
             },
         }
         for tool in call.tools

@@ -36,6 +36,7 @@ from myna.actors.messages import (
     SessionId,
     Text,
     TokenLogprob,
+    Tool,
     Usage,
     VarId,
     WorkerKind,
@@ -417,16 +418,15 @@ def _call_frame(call: ModelCall, job: Job, tokenizer: str) -> frames.CallFrame:
                 case _:
                     assert_never(segment)
         messages.append(frames.CallMessage(message.role, tuple(segments), _fields(message)))
-    tools = tuple(
-        {
-            "type": "function",
-            "function": {"name": t.name, "description": t.description, "parameters": t.parameters or {}},
-        }
-        for t in call.tools
-    )
     return frames.CallFrame(
-        tuple(messages), tools, tool_choice=call.tool_choice, parallel_tool_calls=call.parallel_tool_calls
+        tuple(messages), tuple(map(_tool, call.tools)), tool_choice=call.tool_choice, parallel_tool_calls=call.parallel_tool_calls
     )
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    """As chat templates know it."""
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters or {}}
+    return {"type": "function", "function": function | ({"strict": True} if tool.strict else {})}
 
 
 def _fields(message: Message) -> dict[str, Any]:

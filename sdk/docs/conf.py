@@ -18,6 +18,7 @@ READMES = {
     "project/wire": "actors/README.md",
     "project/gateway": "actors/gateway/README.md",
     "project/deployment": "deploy/README.md",
+    "project/telemetry": "actors/telemetry/README.md",
     "project/kernels": "kernels/NOTES.md",
     "project/changes": "CHANGELOG.md",
 }
