@@ -23,7 +23,7 @@ or key, the value, and what would be right. Passwords are never shown: not in an
     MYNA_MAX_SEQUENCES  engine.max_sequences  sequences that an engine runs at once
     MYNA_KV_MEMORY      engine.kv_memory      memory for the KV cache: 512M, 4G
     MYNA_DTYPE          engine.dtype          float32, bfloat16 or float16
-    MYNA_DEVICE         engine.device         cpu, cuda, cuda:1
+    MYNA_DEVICE         engine.device         cpu, cuda, cuda:1; the model is divided among several: cuda:0,cuda:1
     MYNA_GATEWAY_HOST   gateway.host          address on which the gateway listens: loopback, unless there are keys
     MYNA_GATEWAY_PORT   gateway.port          its port; without it 9000, or another if that is taken
     MYNA_GATEWAY_KEYS   gateway.keys          file with the table of API keys (see `myna key`); without it nobody needs one

@@ -77,9 +77,11 @@ def size(text: str) -> int:
 
 
 def device(text: str) -> str:
-    """A device of torch."""
-    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", text):
-        raise ValueError("must be cpu, cuda, or cuda:N")
+    """A device of torch; or several GPUs, separated by commas, among which a model is divided."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?|cuda:[0-9]+(,cuda:[0-9]+)+", text):
+        raise ValueError("must be cpu, cuda, cuda:N, or several: cuda:0,cuda:1")
+    if len(names := text.split(",")) != len(set(names)):
+        raise ValueError("names a device twice")
     return text
 
 

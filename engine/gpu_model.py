@@ -37,7 +37,7 @@ _PROMPT_DRAWS = 64
 
 _SUITS = Suits(
     page_size=64,
-    limits=BatchLimits(max_sequences=256, step_tokens=132 * 128, mixed_tokens=33 * 128 - 64, ahead_tokens=64),
+    limits=BatchLimits(max_sequences=256, step_tokens=132 * 128, mixed_tokens=33 * 128 - 64, ahead_tokens=63),
 )
 """132 multiprocessors take products in tiles of 128 rows: these steps, the second with 64 decodes on top, leave none idle."""
 

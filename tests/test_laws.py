@@ -16,6 +16,7 @@ ENVIRONMENT_READERS = {
     "actors/config.py",  # the one place for settings
     "actors/machine/child.py",  # plumbing between a supervisor and its child
     "actors/server.py",  # where the nats-server binary is
+    "engine/parallel/ranks.py",  # torch.distributed is told only so to stay on this machine
     "engine/loading.py",  # the cache folder of an engine that is used without the rest of Myna
 }
 

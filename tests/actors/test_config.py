@@ -58,7 +58,7 @@ settings_of_any_kind = st.builds(
         max_sequences=st.none() | st.integers(1, 999_999_999),
         kv_memory=st.none() | st.integers(1, 10**15 - 1),
         dtype=st.none() | st.sampled_from(Dtype),
-        device=st.none() | st.sampled_from(["cpu", "cuda", "cuda:3"]),
+        device=st.none() | st.sampled_from(["cpu", "cuda", "cuda:3", "cuda:0,cuda:1"]),
     ),
     gateway=st.builds(
         GatewaySettings,
@@ -89,7 +89,8 @@ def test_a_child_process_reads_the_settings_that_its_parent_has(settings: Settin
         ("MYNA_MAX_SEQUENCES", "many", "must be a whole number of at least 1"),
         ("MYNA_KV_MEMORY", "4 gigs", "must be a number of bytes"),
         ("MYNA_DTYPE", "int8", "must be one of float32, bfloat16, float16"),
-        ("MYNA_DEVICE", "gpu", "must be cpu, cuda, or cuda:N"),
+        ("MYNA_DEVICE", "gpu", "must be cpu, cuda, cuda:N, or several: cuda:0,cuda:1"),
+        ("MYNA_DEVICE", "cuda:1,cuda:1", "names a device twice"),
         ("MYNA_GATEWAY_PORT", "70000", "must be a port, from 1 to 65535"),
         ("MYNA_GATEWAY_ORIGINS", "example.org", "must be origins such as https://example.org"),
         ("MYNA_LOG", "loud", "must be one of debug, info, warning, error"),

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/tensor_parallel.py [--json FILE] [--quick] [--runs 3] [--shape tiny] [CASE ...]
 
-`step` is measured as `gpu_engine.py` does. First both say the same prompts, and have to be as near to one another as a
-request's logits may be alone and beside others. Without GPUs the shape is `tiny` and two processes of the CPU are the devices.
+`step` is measured as `gpu_engine.py` does. First both say the same prompts: their logits may be as far apart as those of one GPU
+for the same prompts alone and beside others, times 1.5, since in bfloat16 every other way to compute rounds otherwise. Without
+GPUs the shape is `tiny` and two processes of the CPU are the devices.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ CASES: list[StepCase | PrefillCase] = [STEPS[1], STEPS[0], STEPS[2], STEPS[5], P
 TARGET = {STEPS[1].name: 0.65}
 """Two GPUs' step over one's."""
 PROMPTS, SAID = 8, 6
-ALIKE = 0.3
-"""How far logits may be apart (`tests/engine/test_on_a_gpu.py`)."""
+ALIKE = 1.5
+"""How far two GPUs' logits may be from one's, over what one GPU's are apart alone and batched."""
 
 
 def part(shape: dict[str, Any], ranks: Ranks) -> Any:
@@ -70,7 +71,8 @@ def divided(named: str, devices: list[str]) -> Iterator[Bench]:
 
 
 def said(bench: Bench, prompts: list[list[int]]) -> list[Spoken]:
-    """Greedy outputs, with their logits."""
+    """Greedy outputs, with their logits; nothing is cached before."""
+    bench.engine.tree.evict(bench.engine.pool.pages)
     return speak(bench.engine, prompts, SAID)
 
 
@@ -119,13 +121,15 @@ def compare(named: str, devices: list[str], chosen: list[StepCase | PrefillCase]
     bench = settled(Bench(SHAPES[named], first))
     prompts = [bench.text(100 + 60 * number) for number in range(PROMPTS)]
     spoken = said(bench, prompts)
+    noise = max(apart(one, said(bench, [prompt])[0]) for one, prompt in zip(spoken, prompts, strict=True))
     alone = {case.name: measured(bench, case, runs) for case in chosen}
     show([row(case.name, "one GPU", "ms", "lower", alone[case.name]) for case in chosen])
     del bench
     release(first)
     with divided(named, devices) as bench:
         off = max(apart(one, two) for one, two in zip(spoken, said(bench, prompts), strict=True))
-        rows = [replace(row("logits", "two GPUs' from one's, at the worst", "standard deviations", "lower", [off]), target=ALIKE)]
+        found = row("logits", "two GPUs' from one's / one's alone and batched", "ratio", "lower", [off / noise])
+        rows = [replace(found, baselines={"one GPU, in deviations": round(noise, 4)}, target=ALIKE)]
         show(rows)
         for case in chosen:
             made = compared(case, alone[case.name], measured(bench, case, runs))

@@ -1,6 +1,6 @@
 """What the tests of divided models run in a process of their own, and the followers that they start.
 
-`python -m tests.engine.parallel.divided_runs --architecture NAME …` is a follower with its part of a tiny model behind `GpuModel`.
+`python -m tests.engine.parallel.divided_runs --architecture NAME …` is a follower with its part of a tiny `GpuModel`.
 """
 
 from __future__ import annotations
