@@ -41,6 +41,8 @@ SUSPECT = 2.4
 """Seconds of silence after which a worker is given up. It beats once a second."""
 LOST_BEATS = 2
 """Beats without a call that was dispatched to the worker, after which the dispatch is taken for lost."""
+STOPPED_BEATS = 2
+"""Beats without a call that the worker was told to stop, after which it has stopped: the first may be older than the order."""
 MOST_OVERTAKEN = 20
 """Attempts of one call that may be overtaken by another without costing a try; each time the other has got further."""
 UNSERVED = 60.0
@@ -140,6 +142,10 @@ class Attempts:
                 self._adopt_or_stop(worker, key, attempt, now)
         if fresh:
             return
+        for key, beats in list(worker.stopping.items()):
+            worker.stopping[key] = 0 if key in there else beats + 1
+            if worker.stopping[key] == STOPPED_BEATS:
+                del worker.stopping[key]
         for key, attempt in list(worker.held.items()):
             if key not in there:
                 worker.missed[key] = worker.missed.get(key, 0) + 1
@@ -224,8 +230,9 @@ class Attempts:
     def _lose(self, worker: Worker, why: str, now: float) -> None:
         self._fleet.remove(worker.id)
         self._state.planner.lost(worker.id)
-        for key, attempt in list(worker.held.items()):
+        for key in (*worker.held, *worker.stopping):
             self._state.haunt(key[:2], now)
+        for key, attempt in list(worker.held.items()):
             self._retry(key, attempt, _lost(worker, why), now)
 
     # --- time ---

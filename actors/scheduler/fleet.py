@@ -64,6 +64,8 @@ class Worker:
     """Those of them that take no capacity."""
     missed: dict[HeldKey, int] = field(default_factory=dict)
     """In how many of its beats in a row a held call was missing."""
+    stopping: dict[HeldKey, int] = field(default_factory=dict)
+    """Calls that it was told to stop, each with the number of beats in a row that no longer named it."""
     stamp: int = 0
     slots: tuple[_Slot, ...] = ()
     """Under what it is found."""

@@ -45,7 +45,7 @@ from myna.actors.scheduler.state import Session, SessionKey, State
 
 CLOSING = 2.0
 """Seconds between a session's close and the purge of what it stored, at least. What is stored refuses late writers, so that
-where a worker may still write it stays for longer (`State.haunt`)."""
+where a worker may still write it stays for longer (`State.haunt`, `State.stopping`)."""
 REFUSED = 60.0
 """Seconds for which a session that was refused is remembered, so that its submissions are told why."""
 EARLY = 10.0
@@ -260,9 +260,10 @@ class Ledger:
 
     def tick(self, now: float) -> None:
         """Time has passed: sessions expire and are forgotten."""
+        stopping = self._state.stopping()
         for key, session in list(self._state.sessions.items()):
             if session.closing_at is not None:
-                if now >= max(session.closing_at, session.haunted_until):
+                if now >= max(session.closing_at, session.haunted_until) and key not in stopping:
                     self._forget(session)
             elif session.running == 0 and now - session.last_active > session.opened.ttl:
                 reason = f"the session expired after {session.opened.ttl:g} s without activity"

@@ -13,6 +13,7 @@ from msgspec import Struct, field
 from myna.actors.messages import Call, CallId, Cancellation, Failure, VarId, WorkerId
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.policies.applications import Application
+from myna.actors.scheduler.policies.lengths import Habit
 from myna.actors.scheduler.policies.memo import Entry
 from myna.actors.scheduler.policies.objectives import Need
 from myna.actors.scheduler.policies.prefixes import Chain
@@ -61,6 +62,7 @@ class CallNode(Struct, eq=False):
     work: float = 0.0  # as estimated when it was submitted
     path: float = 0.0  # work on the longest way from its end to the end of the application
     need: Need | None = None
+    habit: Habit | None = None  # of its function
     application: Application | None = None
     queued: int = 0  # number of its entry among the ready calls, 0 while it is not there
     aged: int = 0  # number of the first of its entries since it became ready

@@ -56,7 +56,8 @@ class Planner:
         for call in calls:
             if call.spec is None:
                 continue
-            output = self.lengths.output(graph.tenant, call.function, call.limit)
+            habit = call.habit = self.lengths.of(graph.tenant, call.function)
+            output = habit.output(call.limit)
             for variable in call.outputs:
                 node = variables[variable]
                 if node.status is None:
@@ -64,7 +65,7 @@ class Planner:
             prompt = call.constant
             if call.inputs:
                 prompt += sum([variables[v].size for v in call.inputs])
-            call.work = work_of(prompt * self.lengths.fresh(graph.tenant, call.function), output)
+            call.work = work_of(prompt * habit.fresh, output)
             applications.add(graph, call, now)
             if prompt >= AHEAD:
                 long.append(call)
@@ -171,9 +172,9 @@ class Planner:
         assert call.spec is not None
         assert call.session is not None
         graph = call.session
+        assert call.habit is not None
         demand = demand_of(call.spec, graph.tenant)
-        output = self.lengths.output(graph.tenant, call.function, call.limit)
-        return self._placement.choose(call, demand, self._chain(call), output, now)
+        return self._placement.choose(call, demand, self._chain(call), call.habit.output(call.limit), now)
 
     def _copy(self, call: CallNode) -> Place | None:
         """Where a call goes whose results stand already: to copy them takes no capacity."""
@@ -314,20 +315,22 @@ class Planner:
         node.content = content
         if call is None or call.state is not RUNNING or was_copied(call):
             return
+        assert call.habit is not None
         call.produced += usage.output_tokens
         computed = usage.prompt_tokens - usage.cached_tokens if usage.prompt_tokens > usage.cached_tokens else 0
         chain = call.chain
         if chain is not None and call.worker is not None and usage.prompt_tokens and variable == call.outputs[0]:
             self._compare(call, chain, call.worker, usage)
-            self.lengths.learn_fresh(graph.tenant, call.function, computed / usage.prompt_tokens)
+            call.habit.learn_fresh(computed / usage.prompt_tokens)
         if call.unended == 1:
             if self.retention is not None and chain is not None and chain.total >= WORTH:
                 self.retention.finishing(call)
             if self._reserves and chain is not None and call.worker is not None and _spoken(call):
                 own = max(0.0, chain.total - call.constant)
                 self.residents.left(chain, (graph.tenant, call.function), call.worker, own, now)
-            self.lengths.learn(graph.tenant, call.function, call.produced, call.work, now - call.since)
+            self.lengths.took(call.work, now - call.since)
             if call.produced:
+                call.habit.learn_output(call.produced)
                 self.accounts.of(graph.tenant).charge(work_of(computed, call.produced) - call.work)
 
     def _compare(self, call: CallNode, chain: Chain, worker: WorkerId, usage: Usage) -> None:

@@ -19,8 +19,8 @@ from myna.actors.scheduler.quotas import Quotas, Stake
 SessionKey = tuple[Tenant, SessionId]
 
 HAUNTED = 60.0
-"""Seconds for which a worker that was lost, or told to stop, may still write: what it must not change is kept so long. One that
-slept, or was cut off, for longer than `worker.core.ASLEEP` writes nothing more."""
+"""Seconds for which a worker that was lost may still write: what it must not change is kept so long. One that slept, or was cut
+off, for longer than `worker.shell.ASLEEP` writes nothing more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,9 +82,17 @@ class State:
         if session is not None:
             session.haunted_until = now + HAUNTED
 
+    def stopping(self) -> set[SessionKey]:
+        """Sessions of whose calls a worker has yet to show that it no longer runs them."""
+        return {key[:2] for worker in self.fleet.workers.values() for key in worker.stopping}
+
     def halt(self, worker: WorkerId, key: HeldKey, attempt: int) -> None:
         """Have a worker stop an attempt."""
-        self.haunt(key[:2], self.fleet.now)
+        told = self.fleet.workers.get(worker)
+        if told is None:
+            self.haunt(key[:2], self.fleet.now)
+        else:
+            told.stopping[key] = 0
         if self.lease is not None:
             stop = Stop(tenant=key[0], session=key[1], call=key[2], attempt=attempt, lease=self.lease)
             self.out.append(Halt(worker, stop))

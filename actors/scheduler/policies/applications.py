@@ -31,7 +31,7 @@ class Application(Struct, eq=False):
     born: float = 0.0
     work: float = 0.0
     waiting: Waiting | None = None
-    _parent: Application | None = None
+    parent: Application | None = None
 
     @property
     def rank(self) -> float:
@@ -40,14 +40,14 @@ class Application(Struct, eq=False):
 
     def root(self) -> Application:
         """The application that this one has become a part of, or itself."""
-        if self._parent is None:
+        if self.parent is None:
             return self
         top = self
-        while top._parent is not None:
-            top = top._parent
+        while top.parent is not None:
+            top = top.parent
         node = self
         while node is not top:  # shorten the way for the next
-            above, node._parent = node._parent, top
+            above, node.parent = node.parent, top
             assert above is not None
             node = above
         return top
@@ -61,7 +61,7 @@ class Application(Struct, eq=False):
             a, b = b, a
         a.work += b.work
         a.born = min(a.born, b.born)
-        b._parent = a
+        b.parent = a
         return a
 
 
@@ -69,9 +69,9 @@ def add(graph: SessionGraph, call: CallNode, now: float) -> None:
     """A new call joins the applications of its producers."""
     application: Application | None = None
     for producer in graph.producers(call) if call.inputs else ():
-        if producer.application is not None:
-            theirs = producer.application.root()
-            application = theirs if application is None else application.join(theirs)
+        theirs = producer.application
+        if theirs is not None and theirs is not application:
+            application = theirs.root() if application is None else application.join(theirs)
     application = application or Application(_born(graph, call, now))
     for output in call.outputs:
         for consumer in graph.variables[output].consumers:  # submitted before it, in the same entry
@@ -113,7 +113,9 @@ def done(call: CallNode) -> Application | None:
     """A call has ended: its application has that much less to do. Returns the application, if it has one."""
     if call.application is None:
         return None
-    application = call.application.root()
+    application = call.application
+    if application.parent is not None:
+        application = application.root()
     left = application.work - call.work
     application.work = left if left > 0.0 else 0.0
     call.application = None

@@ -34,7 +34,7 @@ BACKLOG = 0.25
 """Seconds of prompts not yet computed that an engine may have; with so many it is given no more until half of them are done."""
 MANY = 16
 """Pressing calls on an engine beside which prompts are taken as they come: fewer would leave its steps too empty."""
-CALM = 2.5
+CALM = 1.5
 """For so many more of them, prompts of other calls are taken at half the rate, for twice as many at a third, and so on."""
 
 

@@ -48,43 +48,56 @@ class Outline:
         self.outputs = tuple(map(VarId, outputs))
 
 
-class Lengths:
-    """Running means, by tenant and function, of output tokens and of the part of a prompt that an engine computes, the rest being
-    in its cache; and of seconds a unit of work."""
+class Habit:
+    """What one function's calls are like: running means. `fresh`: the part of a prompt, from 0 to 1, that an engine computes, the
+    rest being in its cache; all of it, where nothing is known."""
+
+    __slots__ = ("_fresh", "_output", "fresh")
 
     def __init__(self) -> None:
-        self._outputs: dict[tuple[Tenant, str], float] = {}
-        self._fresh: dict[tuple[Tenant, str], float] = {}
-        self.pace = 0.01
+        self._output: float | None = None
+        self._fresh: float | None = None
+        self.fresh = 1.0
 
-    def output(self, tenant: Tenant, function: str, limit: int) -> float:
+    def output(self, limit: int) -> float:
         """Tokens that a call will generate in all, as far as is known; `limit` is the most that it may."""
-        known = self._outputs.get((tenant, function)) if function else None
-        likely = UNKNOWN if known is None else known
+        likely = UNKNOWN if self._output is None else self._output
         return likely if likely < limit else float(limit)
 
-    def fresh(self, tenant: Tenant, function: str) -> float:
-        """Part of such a call's prompt that is computed, from 0 to 1; all of it, where nothing is known."""
-        return self._fresh.get((tenant, function), 1.0)
-
-    def learn_fresh(self, tenant: Tenant, function: str, part: float) -> None:
+    def learn_fresh(self, part: float) -> None:
         """An engine had to compute this part of a prompt, for the rest was in its cache."""
-        if function:
-            _learn(self._fresh, (tenant, function), part)
+        before = self._fresh
+        self.fresh = self._fresh = part if before is None else before + _WEIGHT * (part - before)
 
-    def learn(self, tenant: Tenant, function: str, tokens: int, work: float, seconds: float) -> None:
-        """A call has ended: it generated so many tokens, was thought to be so much work, and took so long."""
+    def learn_output(self, tokens: int) -> None:
+        """A call has generated so many tokens."""
+        before = self._output
+        self._output = tokens if before is None else before + _WEIGHT * (tokens - before)
+
+
+class Lengths:
+    """The habits of functions, by tenant, and the mean seconds a unit of work. A call keeps the one that it was given when
+    it was submitted."""
+
+    def __init__(self) -> None:
+        self._habits: dict[tuple[Tenant, str], Habit] = {}
+        self.pace = 0.01
+
+    def of(self, tenant: Tenant, function: str) -> Habit:
+        """A function's habit; of a call without a name nothing is remembered."""
+        habit = self._habits.get((tenant, function))
+        if habit is None:
+            habit = Habit()
+            if function:
+                if len(self._habits) >= FUNCTIONS:
+                    del self._habits[next(iter(self._habits))]
+                self._habits[tenant, function] = habit
+        return habit
+
+    def took(self, work: float, seconds: float) -> None:
+        """A call has ended that was thought to be so much work."""
         if work > 0:
             self.pace += _WEIGHT * 0.25 * (seconds / work - self.pace)
-        if function and tokens > 0:
-            _learn(self._outputs, (tenant, function), tokens)
-
-
-def _learn(means: dict[tuple[Tenant, str], float], key: tuple[Tenant, str], value: float) -> None:
-    before = means.get(key)
-    if before is None and len(means) >= FUNCTIONS:
-        del means[next(iter(means))]
-    means[key] = value if before is None else before + _WEIGHT * (value - before)
 
 
 def work_of(prompt: float, output: float) -> float:

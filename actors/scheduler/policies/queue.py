@@ -220,7 +220,9 @@ class ReadyQueue:
                 urgency = _NORMAL
         application, key, rank = None, float(self._number), 0.0
         if self._policies.applications and call.application is not None:
-            application, key = call.application.root(), -call.path
+            application, key = call.application, -call.path
+            if application.parent is not None:
+                application = application.root()
             rank = application.rank
         lane.push((-priority, urgency), call, self._number, application, key, rank)
 

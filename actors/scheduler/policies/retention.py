@@ -30,6 +30,8 @@ WORTH = 256.0
 """Tokens of a prefix that are worth being kept."""
 AHEAD = 128.0
 """Tokens of a prefix that are worth being computed ahead."""
+MOMENT = 0.005
+"""Seconds of prompts that others wait for beside which one is computed ahead."""
 STREAMED = 128.0
 """Tokens of an input that are worth being filled in while it is generated: what comes of it last is computed at the end."""
 SHARE = 0.5
@@ -198,20 +200,27 @@ class Retention:
             return None
         count = sum(b.tokens <= known + 0.5 for b in chain.boundaries[: chain.prompt])
         end = chain.boundaries[count - 1] if count else None
-        if end is None or end.tokens < AHEAD or not self._pays(call, worker, end.tokens, seconds, now):
+        if end is None or end.tokens < AHEAD or not self._pays(call, producer, worker, end.tokens, seconds, now):
             return None
         coming = awaited(spec, graph)
         streamed = coming if coming is not None and _streams(producer, coming) else None
         self._keep(worker, call, spec, end, end.tokens, now, seconds, stream=streamed)
         return chained(chain.boundaries[:count], count)
 
-    def _pays(self, call: CallNode, worker: Worker, tokens: float, seconds: float, now: float) -> bool:
+    def _pays(
+        self, call: CallNode, producer: CallNode, worker: Worker, tokens: float, seconds: float, now: float
+    ) -> bool:
         if worker.asleep or not self._serves(call, worker):
             return False
         if self._fleet.is_home(worker) and not (call.need is not None and call.need.paced):
             return False  # somebody waits for each token there
+        assert producer.session is not None
+        own = worker.costs.get((producer.session.tenant, producer.session.id, producer.id))
         occupancy = worker.occupancy
-        return occupancy.backlog(now) + tokens * occupancy.steps.prompt_seconds <= seconds
+        each, backlog = occupancy.steps.prompt_seconds, occupancy.backlog(now)
+        if backlog > (0.0 if own is None else own.prefill) * each + MOMENT:
+            return False  # prompts that somebody waits for come first, and this would not be there in time
+        return backlog + tokens * each <= seconds
 
     def _serves(self, call: CallNode, worker: Worker) -> bool:
         assert isinstance(call.spec, ModelCall)

@@ -54,11 +54,12 @@ class Accounts:
 
     def of(self, tenant: Tenant) -> Account:
         """A tenant's account."""
-        account = self._accounts.get(tenant)
-        if account is None:
+        try:
+            return self._accounts[tenant]
+        except KeyError:
             account = self._accounts[tenant] = Account(self._shares.get(tenant, DEFAULT))
             account.served = self._now
-        return account
+            return account
 
     def set(self, tenant: Tenant, share: Share) -> None:
         """The operator has said what a tenant's part is: from now on, for calls that wait too."""
@@ -75,7 +76,7 @@ class Accounts:
         """A call of the tenant is dispatched."""
         if account.served > self._now:
             self._now = account.served
-        account.charge(work)
+        account.served += work / account.share.weight
         account.running += 1
 
     def check(self) -> None:

@@ -39,7 +39,7 @@ from myna.actors.messages import (
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler.attempts import LOST_BEATS, MOST_OVERTAKEN, SUSPECT, UNSERVED
+from myna.actors.scheduler.attempts import LOST_BEATS, MOST_OVERTAKEN, STOPPED_BEATS, SUSPECT, UNSERVED
 from myna.actors.scheduler.commands import AppendEntry, Dispatch, EndVariable, Halt, Inquire, PurgeSession, SayHello
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.scheduler.dispatch import SETTLE
@@ -505,7 +505,12 @@ def test_closing_halts_cancels_and_purges_and_forgets() -> None:
     assert of(Halt, world, stop__call="call-a")
     deliver(world)
     world.read_streams()
-    world.tick(HAUNTED)
+    world.tick(CLOSING + 0.1)
+    assert not of(PurgeSession, world), "the worker has yet to show that it has stopped"
+    for _ in range(STOPPED_BEATS):
+        world.mail.append(world.workers[WorkerId("w0")].beat())
+        world.read_mail()
+    world.tick()
     assert of(PurgeSession, world)
     assert SESSION not in world.core.sessions
     assert world.workers[WorkerId("w0")].held == {}

@@ -8,6 +8,7 @@ import msgpack
 import pytest
 
 from myna.actors import codec, subjects
+from myna.actors.bus import Stored, Unavailable
 from myna.actors.bus.nats import NatsBus
 from myna.actors.messages import (
     PROTOCOL,
@@ -23,6 +24,8 @@ from myna.actors.messages import (
     Value,
     VarId,
 )
+from myna.actors.scheduler import shell
+from myna.actors.subjects import Stream
 from tests.actors.stage import TENANT, Application, Stage, call, stage, until, words
 from tests.network import NatsNetwork, Network
 
@@ -204,3 +207,26 @@ async def test_an_event_on_which_the_core_itself_fails_is_skipped_and_the_rest_g
     await bus.publish(subjects.alive(TENANT, SessionId("s")), codec.encode(Alive()))
     await until(lambda: bool(failed), "the failure")
     await well(play)
+
+
+async def test_the_reason_of_a_failure_goes_down_the_graph_even_if_the_servers_are_gone_when_it_is_to_be_read(
+    play: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await play.bus("scheduler")
+    asked = 0
+
+    async def get(stream: Stream, subject: str, *, timeout: float = 5.0, fresh: bool = False) -> Stored | None:
+        nonlocal asked
+        asked += stream is subjects.VALUES
+        if stream is subjects.VALUES and asked < 4:
+            raise Unavailable("gone for a while")
+        return await type(bus).get(bus, stream, subject, timeout=timeout, fresh=fresh)
+
+    monkeypatch.setattr(bus, "get", get)
+    monkeypatch.setattr(shell, "RETRY", 0.01)
+    app = Application(await play.bus("app"), "s")
+    await app.open()
+    await app.log(Declare(variables=("a",)), Submit(calls=(call("b", "a"),)))
+    await app.set("a", Failure(code=ErrorCode.ENGINE_ERROR, message="the true reason"))
+    assert "the true reason" in (await failure(app, "b")).message
+    assert asked >= 4

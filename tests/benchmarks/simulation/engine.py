@@ -1,7 +1,8 @@
 """An engine modelled by the time of its steps: batching, chunked prefill, a prefix cache with LRU eviction, a bounded memory.
 
 Law: a step takes `base + slope x sequences + kv x tokens read + prefill x prompt tokens computed`, tokens that several sequences
-share being read once. Prompts are computed in the order of arrival, at most `chunk` tokens a step, beside the decoding.
+share being read once. Prompts are computed in the order of arrival, at most `chunk` tokens a step, beside the decoding; prefixes
+that nobody waits for after all others, and at most `AHEAD` tokens of them while there is anything else, as our engine does.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from myna.actors.scheduler.policies.prefixes import Boundary
 
 HERE = Path(__file__).parent
+AHEAD = 64.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Engine:
     at: Callable[[float, Callable[[float], None]], None]
     finished: Callable[[Request, float], None]
     waiting: deque[Request] = field(default_factory=deque)
+    ahead: deque[Request] = field(default_factory=deque)
     decoding: list[tuple[int, int, Request]] = field(default_factory=list)
     totals: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
@@ -116,13 +119,20 @@ class Engine:
     _pending: set[int] = field(default_factory=set)
 
     def submit(self, request: Request, now: float) -> None:
-        """A call arrives."""
-        self.waiting.append(request)
+        """A call arrives. What of its prompt is computed ahead is waited for now."""
+        if request.ahead:
+            self.ahead.append(request)
+        else:
+            names = set(_names(request.boundaries[: request.prompt])) if self.ahead else set()
+            for early in [r for r in self.ahead if r.boundaries[-1].name in names]:
+                self.ahead.remove(early)
+                self.waiting.append(early)
+            self.waiting.append(request)
         self._interrupt(now)
 
     def cancel(self, key: Any) -> None:
         """A call is stopped: it leaves at the next step."""
-        for request in [*self.waiting, *(r for _, _, r in self.decoding)]:
+        for request in [*self.waiting, *self.ahead, *(r for _, _, r in self.decoding)]:
             if request.key == key:
                 request.dropped = True
 
@@ -187,15 +197,17 @@ class Engine:
             self._schedule(now + steps * seconds)
 
     def _take_prompts(self) -> list[tuple[Request, float]]:
-        room, taken = float(self.model.chunk), []
-        for request in list(self.waiting):
+        room, taken = float(self.model.chunk), list[tuple[Request, float]]()
+        for request in [*self.waiting, *self.ahead]:
             if request.dropped:
-                self.waiting.remove(request)
+                self._leave(request)
                 if request.admitted:
                     self._release(request)
                 continue
             if not request.admitted and (self._underway(request) or not self._admit(request)):
                 break
+            if (self.decoding or taken) and request in self.ahead:
+                room = min(room, AHEAD)
             tokens = min(request.missing, room)
             taken.append((request, tokens))
             room -= tokens
@@ -231,7 +243,7 @@ class Engine:
         for request, tokens in self._prompts:
             request.missing -= tokens
             if request.missing <= 1e-9:
-                self.waiting.remove(request)
+                self._leave(request)
                 self._store(request.boundaries[: request.prompt])
                 request.first = now
                 request.generated_from = self.clock
@@ -246,10 +258,14 @@ class Engine:
         self._prompts = []
         return done
 
+    def _leave(self, request: Request) -> None:
+        """Its prompt is computed, or need not be."""
+        (self.ahead if request in self.ahead else self.waiting).remove(request)
+
     # --- memory ---
 
     def _admit(self, request: Request) -> bool:
-        if len(self.decoding) + sum(r.admitted for r in self.waiting) >= self.model.sequences:
+        if len(self.decoding) + sum(r.admitted for r in (*self.waiting, *self.ahead)) >= self.model.sequences:
             return False
         known = 0.0
         for boundary in request.boundaries[: request.prompt]:

@@ -17,7 +17,8 @@ PATIENCE = 4.0
 class Summary:
     """Seconds, and shares from 0 to 1. `fairness`: how near the worst-off tenant comes to what it would have if its share of the
     engines were its own (the sharing incentive): the least, over tenants, of its mean time there over its mean time here, at
-    most 1. It counts against a policy that a tenant is slowed by others, and not that another is quicker."""
+    most 1. It counts against a policy that a tenant is slowed by others, and not that another is quicker. `mean_alone`: what
+    `mean_jct` would be if each job had all engines for itself, which no policy can better."""
 
     mean_jct: float
     p99_jct: float
@@ -25,6 +26,7 @@ class Summary:
     goodput: float
     hit_rate: float
     fairness: float
+    mean_alone: float
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -47,9 +49,9 @@ def summarize(
     """All turns, which must all have ended. `own`: mean seconds of each tenant with its share of the engines to itself."""
     taken = [_seconds(t) for t in turns]
     had = by_tenant(turns)
+    bests = [_alone(turn, model) for turn in turns]
     good = 0
-    for turn, seconds in zip(turns, taken, strict=True):
-        best = _alone(turn, model)
+    for turn, seconds, best in zip(turns, taken, bests, strict=True):
         objective = turn.job.objective
         limit = objective.seconds if objective is not None and objective.seconds is not None else PATIENCE * best
         good += seconds <= limit
@@ -61,6 +63,7 @@ def summarize(
         goodput=good / len(turns),
         hit_rate=sum(e.cached_tokens for e in cluster.engines.values()) / max(prompt, 1.0),
         fairness=min([1.0, *(seconds / had[tenant] for tenant, seconds in (own or {}).items())]),
+        mean_alone=sum(bests) / len(bests),
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from msgspec import structs
 
 from myna.actors.messages import (
@@ -345,6 +346,19 @@ def test_a_consumer_is_not_prepared_where_that_is_short_or_takes_longer_than_its
     assert play.look()[1] == []
     play.submit(call("c", "short", tokens=1), call("d", LONG * 40, of("c")))
     assert play.look()[1] == []
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_nothing_is_computed_ahead_where_prompts_wait_that_somebody_waits_for(others: bool) -> None:
+    play = Play()
+    occupancy = play.core.fleet.workers[WorkerId("w0")].occupancy
+    occupancy.steps.observe(1.0, 0.0, 0.01)  # so that what it has to compute is known
+    if others:
+        occupancy.busy_until = play.now + 0.1
+    play.submit(call("a", "short"), call("b", LONG, of("a")))
+    runs, keeps, _ = play.look()
+    assert runs == ["a"]
+    assert bool(keeps) is not others
 
 
 def test_switched_off_nothing_is_computed_ahead() -> None:
