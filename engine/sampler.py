@@ -137,9 +137,7 @@ def begin(logits: Tensor, rows: Sequence[Row], greedy: tuple[Tensor, Tensor] | N
         part = logits if len(chosen) == len(rows) else logits[place]
         tokens = tokens.to(torch.int64, copy=True)
         tokens[place] = _draw(part.float(), [rows[index] for index in chosen])
-        for index in chosen:
-            if _drawn_before_asking(logits, rows[index]) and not _allows(rows[index], int(tokens[index])):
-                sound[index], tokens[index] = _draw_allowed(logits[index], rows[index], bool(sound[index]))
+        _draw_again(logits, rows, tokens, sound)
     return Drawing(tokens, sound, None if asked is None else asked.of(tokens))
 
 
@@ -207,19 +205,30 @@ def _drawn_before_asking(logits: Tensor, row: Row) -> bool:
     )
 
 
-def _draw_allowed(logits: Tensor, row: Row, sound: bool) -> tuple[bool, int]:
-    """Draw among the tokens that a grammar allows: whether there is one, and which. `logits`: `[vocabulary]`, on a CPU; `sound`:
-    they are numbers."""
-    mask = None if row.constraint is None else row.constraint.mask()
-    ids = _ids(_without(mask, row.banned)) if mask is not None else ()
-    if not sound or not len(ids):
-        return False, 0
-    values = logits.numpy()[ids].astype(np.float64)
-    weights = np.exp((values - values.max()) / max(row.sampling.temperature, _COLDEST))
-    cumulative = weights.cumsum()
+def _draw_again(logits: Tensor, rows: Sequence[Row], tokens: Tensor, sound: Tensor) -> None:
+    """Put tokens that may come in the place of those that were drawn before their grammars were asked, and may not."""
+    asking = [index for index, row in enumerate(rows) if _drawn_before_asking(logits, row)]
+    drawn = tokens.tolist() if asking else []
+    for index in asking:
+        constraint = rows[index].constraint
+        if constraint is None or _allows(rows[index], drawn[index]):
+            continue
+        mask = constraint.mask()
+        ids = _ids(_without(mask, rows[index].banned)) if mask is not None else ()
+        if sound[index] and len(ids):
+            tokens[index] = ids[_draw_of(logits[index].float().numpy()[ids], rows[index])]
+        else:
+            sound[index] = False
+
+
+def _draw_of(logits: NDArray[np.float32], row: Row) -> int:
+    """Draw one of a few, by another number than the row's first draw: the place of its logit."""
+    weights = logits.astype(np.float64)
+    weights -= weights.max()
+    weights /= max(row.sampling.temperature, _COLDEST)
+    cumulative = np.exp(weights, out=weights).cumsum()
     wanted = uniform(_mix(row.seed & _MASK), row.position) * cumulative[-1]
-    place = np.searchsorted(cumulative, min(wanted, np.nextafter(cumulative[-1], 0)), side="right")
-    return True, int(ids[place])
+    return int(np.searchsorted(cumulative, min(wanted, np.nextafter(cumulative[-1], 0)), side="right"))
 
 
 def _without(mask: Mask, banned: frozenset[int]) -> Mask:
@@ -243,10 +252,8 @@ def _likeliest(logits: Tensor, mask: Mask) -> tuple[float, int]:
 
 
 def _ids(mask: Mask) -> NDArray[np.int64]:
-    """The tokens that a mask allows, which are mostly few of many."""
-    words = np.flatnonzero(mask)
-    at, bits = np.nonzero(np.unpackbits(mask[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little"))
-    return words[at] * 32 + bits
+    """The tokens that a mask allows."""
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little").view(np.bool_))
 
 
 def _spread(masks: Sequence[Mask], logits: Tensor) -> Tensor:

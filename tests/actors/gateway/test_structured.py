@@ -36,6 +36,14 @@ class Roll(pydantic.BaseModel):
     kind: Literal["fair", "loaded"]
 
 
+class Note(pydantic.BaseModel):
+    """Takes a note, which is long: chunks of a stream hold what is written within some milliseconds."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+    text: Annotated[str, pydantic.Field(min_length=200, max_length=300)]
+
+
+NOTE: list[Any] = [openai.pydantic_function_tool(Note, name="note")]
 TOOLS: list[Any] = [
     openai.pydantic_function_tool(Roll, name="roll"),
     {"type": "function", "function": {"name": "stop", "parameters": {}}},
@@ -111,23 +119,28 @@ async def tools(client: AsyncOpenAI) -> None:
         model="tiny-llama", messages=HELLO, tools=TOOLS, tool_choice="none", max_tokens=3
     )
     assert none.choices[0].message.tool_calls is None
+    left = await client.chat.completions.create(model="tiny-llama", messages=HELLO, tools=TOOLS[:1], max_tokens=3)
+    assert left.choices[0].finish_reason == "length", "a strict tool forbids no words"
+    odd: list[Any] = [{"type": "function", "function": {"name": "odd", "parameters": {"not": {}}, "strict": True}}]
+    with pytest.raises(openai.BadRequestError, match="not"):
+        await client.chat.completions.create(model="tiny-llama", messages=HELLO, tools=odd)
 
 
 async def streams(client: AsyncOpenAI) -> None:
     async with client.chat.completions.stream(
         model="tiny-llama",
         messages=HELLO,
-        tools=TOOLS[:1],
+        tools=NOTE,
         tool_choice="required",
         parallel_tool_calls=False,
-        max_tokens=400,
+        max_tokens=600,
     ) as stream:
         deltas = [event async for event in stream if event.type == "tool_calls.function.arguments.delta"]
         whole = await stream.get_final_completion()
     assert len(deltas) > 3, "the arguments come as they are written"
     calls = whole.choices[0].message.tool_calls or ()
     assert calls
-    assert all(isinstance(call.function.parsed_arguments, Roll) for call in calls)
+    assert all(isinstance(call.function.parsed_arguments, Note) for call in calls)
     assert whole.choices[0].finish_reason == "tool_calls"
     async with client.chat.completions.stream(
         model="tiny-llama", messages=HELLO, response_format=Roll, max_tokens=200, seed=1
@@ -141,19 +154,19 @@ async def responses(client: AsyncOpenAI) -> None:
         model="tiny-llama", input="the quick", text_format=Roll, max_output_tokens=200
     )
     assert isinstance(shaped.output_parsed, Roll)
-    flat: list[Any] = [{"type": "function", **TOOLS[0]["function"]}]
+    flat: list[Any] = [{"type": "function", **NOTE[0]["function"]}]
     given: dict[str, Any] = {
         "model": "tiny-llama",
         "input": "the quick",
         "tools": flat,
         "tool_choice": "required",
         "parallel_tool_calls": False,
-        "max_output_tokens": 400,
+        "max_output_tokens": 600,
     }
     whole = await client.responses.create(**given)
     (call,) = whole.output
     assert call.type == "function_call"
-    Roll.model_validate_json(call.arguments)
+    Note.model_validate_json(call.arguments)
     async with client.responses.stream(**given) as stream:
         kinds = [event.type async for event in stream]
         final = await stream.get_final_response()
@@ -161,7 +174,7 @@ async def responses(client: AsyncOpenAI) -> None:
     assert kinds.count("response.output_item.done") == 1
     (last,) = final.output
     assert last.type == "function_call"
-    Roll.model_validate_json(last.arguments)
+    Note.model_validate_json(last.arguments)
 
 
 async def langchain(base_url: str) -> None:
