@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Annotated
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import myna
 from myna import Input, Output
@@ -32,6 +30,7 @@ from myna.actors.worker.noop import NoopBackend, NoopModel
 from myna.actors.worker.shell import Worker
 from myna.sdk.client import connect
 from tests.actors.stage import Application, Stage, call, stage, until
+from tests.actors.telemetry.collector import Collector, collecting
 from tests.network import Network
 
 
@@ -129,42 +128,31 @@ async def test_a_session_of_an_application_that_traces_belongs_to_its_trace(
     assert not named(sent, "session"), "the scheduler leaves to the application what is its own"
 
 
-class Collector(HTTPServer):
-    """An OTLP/HTTP collector that keeps what it gets."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Taking)
-        self.got: list[ExportTraceServiceRequest] = []
-
-
-class _Taking(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        assert self.path == "/v1/traces"
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.got.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+async def test_an_application_that_keeps_no_trace_of_a_session_has_the_cluster_keep_none(
+    play: Stage, sent: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = TracerProvider(sampler=ALWAYS_OFF)
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    async with connect(bus=await play.bus("app")) as client, client.session("talk") as session:
+        assert await say("hello", session=session).get()
+    async with connect(bus=await play.bus("app")) as client:
+        monkeypatch.undo()
+        async with client.session("next") as session:
+            assert await say("hello", session=session).get()
+    await until(lambda: bool(named(sent, "decode")), "the next session's call is recorded")
+    assert len(named(sent, "decode")) == 1
 
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
-    with Collector() as it:
-        thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with collecting() as it:
         yield it
-        it.shutdown()
-        thread.join()
 
 
 async def test_a_collector_gets_the_spans_of_all_actors_over_otlp(
     collector: Collector, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"http://127.0.0.1:{collector.server_port}"
+    url = collector.url
     settings = config.read({"HOME": "/nowhere", "OTEL_EXPORTER_OTLP_ENDPOINT": url})
     assert settings.traces
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
@@ -177,12 +165,9 @@ async def test_a_collector_gets_the_spans_of_all_actors_over_otlp(
             await app.submit(call("a"))
             await app.text("a")
             await until(lambda: not worker._core.running, "the attempt is over")
-    resources = [spans for request in collector.got for spans in request.resource_spans]
-    spans = [span for r in resources for scope in r.scope_spans for span in scope.spans]
+    spans = collector.spans()
     assert {span.name for span in spans} == {"call a", "queue", "prefill", "decode"}
-    assert {a.value.string_value for r in resources for a in r.resource.attributes if a.key == "service.name"} == {
-        "myna-scheduler"
-    }
+    assert {span.process for span in spans} == {"myna-scheduler"}
 
 
 def test_traces_that_are_switched_off_are_not_sent() -> None:

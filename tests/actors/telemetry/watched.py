@@ -9,22 +9,20 @@ import asyncio
 import json
 import signal
 import socket
-import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from myna.actors import config
 from myna.actors.machine.process import ModuleProgram, Process
 from myna.actors.machine.programs import ENDPOINTS, ENGINE_HOST, GATEWAY, SCHEDULER
 from myna.actors.server import Server, ServerConfig
 from tests.actors.stage import until
+from tests.actors.telemetry.collector import Collector, collecting
 from tests.engine.tiny_folder import tiny_folder
 
 ROOT = Path(__file__).parents[3]
@@ -36,81 +34,6 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         number: int = free.getsockname()[1]
     return number
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A span as a collector gets it; `process` is the service's name."""
-
-    process: str
-    name: str
-    trace: str
-    span: str
-    parent: str
-    began: int
-    ended: int
-    attributes: dict[str, Any]
-
-
-class Collector(ThreadingHTTPServer):
-    """An OTLP/HTTP collector that keeps what it gets."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Taking)
-        self.got: list[ExportTraceServiceRequest] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def spans(self) -> list[Seen]:
-        """All that came so far."""
-        return [
-            Seen(
-                _attributes(sent.resource.attributes)["service.name"],
-                span.name,
-                span.trace_id.hex(),
-                span.span_id.hex(),
-                span.parent_span_id.hex(),
-                span.start_time_unix_nano,
-                span.end_time_unix_nano,
-                _attributes(span.attributes),
-            )
-            for request in list(self.got)
-            for sent in request.resource_spans
-            for scope in sent.scope_spans
-            for span in scope.spans
-        ]
-
-
-def _attributes(pairs: Any) -> dict[str, Any]:
-    return {p.key: getattr(p.value, p.value.WhichOneof("value")) for p in pairs}
-
-
-class _Taking(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        assert self.path == "/v1/traces"
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.got.append(ExportTraceServiceRequest.FromString(body))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def collecting() -> Iterator[Collector]:
-    with Collector() as it:
-        thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield it
-        it.shutdown()
-        thread.join()
 
 
 @dataclass
