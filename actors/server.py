@@ -181,7 +181,8 @@ class Server:
             self._signal(signal.SIGTERM)
             self._signal(signal.SIGCONT)  # a paused process takes no other signal
             try:
-                await asyncio.wait_for(self.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await self.wait()
             except TimeoutError:
                 self._signal(signal.SIGKILL)
         await self._reap()
@@ -226,7 +227,8 @@ class Server:
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.create_task(self._read_log(self._process, ready), name="nats-server log")
         try:
-            await asyncio.wait_for(ready, timeout)
+            async with asyncio.timeout(timeout):
+                await ready
         except TimeoutError as error:
             await self.kill()
             raise ServerError(f"nats-server was not ready after {timeout:g} s. Its log:\n{self.log}") from error

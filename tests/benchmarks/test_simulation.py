@@ -142,6 +142,35 @@ def test_a_fit_finds_the_constants_that_made_the_points(constants: tuple[float, 
     assert max(abs(e) for e in errors(fit(points, ""), points).values()) < 1e-3
 
 
+def test_a_prefix_that_nobody_waits_for_delays_others_by_little_and_is_there_when_it_is_asked_for() -> None:
+    def seconds(*, ahead: bool) -> tuple[float, float]:
+        clock = Clock(MODEL)
+        if ahead:
+            clock.engine.submit(request("other", ("o", 10), output=40), 0.0)
+            clock.engine.keep("k", request("b", ("p", 2000)).boundaries[:1], 0.0, 5.0)
+        clock.engine.submit(request("a", ("q", 2000), output=40), 0.0)
+        clock.run()
+        late = request("b", ("p", 2000), ("rest", 100))
+        clock.engine.submit(late, 10.0)
+        clock.run()
+        return clock.done["a"], late.cached
+
+    alone, nothing = seconds(ahead=False)
+    beside, cached = seconds(ahead=True)
+    assert beside < alone + 50 * (64 * MODEL.prefill + MODEL.slope)
+    assert (nothing, cached) == (0, 2000)
+
+
+def test_what_is_computed_ahead_is_hastened_when_a_call_needs_it() -> None:
+    clock = Clock(MODEL)
+    clock.engine.submit(request("other", ("o", 10), output=1000), 0.0)
+    clock.engine.keep("k", request("b", ("p", 2000)).boundaries[:1], 0.0, 5.0)
+    clock.engine.submit(request("b", ("p", 2000), ("rest", 100)), 0.0)
+    clock.run()
+    assert clock.done["b"] < 3 * 2000 * MODEL.prefill + 15 * MODEL.step(2, 3000)
+    assert not clock.engine.ahead
+
+
 def test_memory_is_bounded_and_what_was_used_least_recently_goes_first() -> None:
     model = EngineModel(MODEL.base, MODEL.slope, MODEL.kv, MODEL.prefill, tokens=5000)
     clock = Clock(model)

@@ -6,6 +6,8 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -26,6 +28,11 @@ REAL = "smollm2-135m-instruct"
 @myna.function(model=REAL)
 def answer(question: str, text: Annotated[str, Output(max_tokens=12, temperature=0.0)]) -> None:
     """{{#user}}{{question}}{{/user}}{{#assistant}}{{text}}{{/assistant}}"""
+
+
+@myna.function
+def far(prompt: str, word: Annotated[str, Output(max_tokens=3)]) -> None:
+    """{{prompt}}{{word}}"""
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -78,6 +85,27 @@ async def test_prometheus_finds_every_actor_and_takes_the_rules(cluster: Deploye
             rules = [rule for group in groups for rule in group["rules"]]
     assert [rule["name"] for rule in rules if rule.get("state") == "firing"] == []
     await cluster.compose("rm", "--stop", "--force", "prometheus")
+
+
+async def test_a_server_that_speaks_openais_protocol_serves_as_an_engine(
+    cluster: DeployedCluster, tmp_path: Path
+) -> None:
+    """The server is a gateway of the cluster itself."""
+    key, endpoints = tmp_path / "endpoint.key", tmp_path / "endpoints.toml"
+    key.write_text(await cluster.compose.operator("cat", "/var/lib/myna/keys/api/default.key"))
+    where = 'url = "http://gateway:9000/v1"\nkey_file = "/run/secrets/endpoint-key"'
+    endpoints.write_text(f'[[endpoint]]\nname = "far"\n{where}\nmodels = {{ far = "noop" }}\n')
+    for file in (tmp_path, key, endpoints):
+        file.chmod(0o755)  # for user 10001
+    own = {"COMPOSE_PROFILES": "endpoints", "MYNA_ENDPOINTS": str(endpoints), "MYNA_ENDPOINT_KEY": str(key)}
+    compose = replace(cluster.compose, settings={**cluster.compose.settings, **own})
+    try:
+        await compose("up", "-d", "--no-build", "endpoints")
+        await compose.healthy(["endpoints"], within=60.0)
+        async with cluster.client() as client, client.session("far", model="far"):
+            assert await far("Begin").get() == "word0 word1 word2"
+    finally:
+        await compose("rm", "--stop", "--force", "endpoints")
 
 
 async def test_no_process_has_rights_that_it_does_not_need(cluster: DeployedCluster) -> None:

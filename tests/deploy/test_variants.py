@@ -11,7 +11,7 @@ import trustme
 import myna
 from tests.deploy.applications import Load, write
 from tests.deploy.cluster import LIGHT, PORTS, PROJECT, deployed
-from tests.deploy.docker import DEPLOY, Compose, compose_commands, docker
+from tests.deploy.docker import DEPLOY, Compose, compose_commands, docker, run
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 
@@ -19,13 +19,17 @@ ELSEWHERE = Path(__file__).with_name("elsewhere.yaml")
 
 
 @pytest.mark.parametrize("command", compose_commands()[1:], ids=" ".join)
-async def test_every_compose_command_starts_a_cluster_that_serves(command: tuple[str, ...], tmp_path: Path) -> None:
+async def test_every_compose_command_starts_a_cluster_that_serves_and_restarts_it_under_load(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
     async with (
         deployed(command, LIGHT, tmp_path) as cluster,
         cluster.client() as client,
         cluster.gateways() as gateways,
     ):
         async with Load(client, gateways).running(applications=1, requests=1) as tally:
+            await tally.progress(1, 1)
+            await run(str(DEPLOY / "roll"), "noop", "gateway-1", environment=cluster.compose.environment)
             await tally.progress(1, 1)
         assert tally.wrong == []
 

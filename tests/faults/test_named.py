@@ -51,11 +51,28 @@ def _trust_the_servers(patch: pytest.MonkeyPatch) -> None:
 
 
 DEFECTS = (
-    Defect("an order that came twice, the second time late, was carried out again", 56, _forget_orders),
-    Defect("a dispatch that was lost was waited for for ever", 14, _trust_the_network),
-    Defect("a stream that servers had lost was not made again", 12, _trust_the_servers),
-    Defect("a stream ended before its value, which then came out otherwise", 11, _end_at_the_last_chunk),
+    Defect(
+        "an order that came twice, the second time late, was carried out again",
+        (56, 28232, 42745, 55815),
+        _forget_orders,
+    ),
+    Defect("a dispatch that was lost was waited for for ever", (14, 33, 60), _trust_the_network),
+    Defect("a stream that servers had lost was not made again", (12, 17), _trust_the_servers),
+    Defect("a stream ended before its value, which then came out otherwise", (21, 40, 50, 85), _end_at_the_last_chunk),
 )
+
+
+ONCE = {
+    42646: "a sleeper wrote into a session that was purged, and a late reader believed it: test_takeover, "
+    "test_a_worker_that_was_away_writes_nothing_into_a_session_that_was_purged_meanwhile",
+    12780: "a session could not be opened in its time, and was told so: no defect, and the verdict said that it was",
+}
+"""Schedules that showed something once, and show it no more even without the remedy: what shows it now."""
+
+
+@pytest.mark.parametrize("seed", ONCE)
+def test_a_schedule_that_once_showed_something_passes(seed: int) -> None:
+    assert perform(seed).problems == []
 
 
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from myna.actors.messages import (
 )
 from myna.actors.subjects import Stream, ToWorker
 from myna.actors.worker.backend import BackendDied, Job, JobFailed, Offer, Offered, OutputEnded, Produced
+from myna.actors.worker.events import Asked
 from myna.actors.worker.noop import NoopBackend
 from tests.actors.stage import TENANT, Application, GatedBackend, Stage, call, stage, words
 from tests.network import Network
@@ -210,6 +212,14 @@ async def test_a_worker_whose_backend_dies_ends_with_the_reason_and_says_so_at_o
         await play.ended("w")
     leave = await ear.next(Leave)
     assert "has ended" in leave.reason
+
+
+async def test_an_order_that_reaches_a_worker_as_it_ends_leaves_nothing_unawaited(play: Stage) -> None:
+    worker = await play.worker("w")
+    await play.crash("w")
+    worker._feed(Asked(run_of("a"), asyncio.get_running_loop().time()))
+    del worker
+    gc.collect()  # what was never awaited would say so now, and a warning is an error here
 
 
 # --- a network with moods ---------------------------------------------------------------------------------------------

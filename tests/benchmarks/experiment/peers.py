@@ -180,7 +180,7 @@ class Completions:
 @asynccontextmanager
 async def _connected(name: str, port: int) -> AsyncIterator[Completions]:
     """The first model of a server on this machine, over connections that are kept."""
-    import httpx2 as httpx
+    import httpx
 
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(
