@@ -42,7 +42,7 @@ from myna.actors.telemetry.context import Context
 from myna.actors.telemetry.spans import Key, Span, Spans
 from myna.actors.worker.backend import Insight, Offer, RunKey
 
-PACE = 10.0
+PACE = 5.0
 """Calls a second, in the long run, that are recorded unasked."""
 BURST = 500.0
 """Calls that may be recorded at once after a quiet time."""
