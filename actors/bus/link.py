@@ -181,7 +181,7 @@ class Link(Client):
         self._awaited_pongs.add(pong)
         try:
             self._wire.write(b"PING\r\n")
-            async with asyncio.timeout(timeout):  # before 3.12, `wait_for` swallows a cancellation that meets the answer
+            async with asyncio.timeout(timeout):  # not `wait_for`: it may swallow a cancellation
                 await pong
         finally:
             self._awaited_pongs.discard(pong)

@@ -420,7 +420,10 @@ def _call_frame(call: ModelCall, job: Job, tokenizer: str) -> frames.CallFrame:
                     assert_never(segment)
         messages.append(frames.CallMessage(message.role, tuple(segments), _fields(message)))
     return frames.CallFrame(
-        tuple(messages), tuple(map(_tool, call.tools)), tool_choice=call.tool_choice, parallel_tool_calls=call.parallel_tool_calls
+        tuple(messages),
+        tuple(map(_tool, call.tools)),
+        tool_choice=call.tool_choice,
+        parallel_tool_calls=call.parallel_tool_calls,
     )
 
 

@@ -247,7 +247,7 @@ EXAMPLES: dict[str, Frozen] = {
     "Leave": m.Leave(worker="w1", incarnation="i1"),
     "Leave.reason": m.Leave(worker="w1", incarnation="i1", reason="its engine hangs"),
     "Hello": m.Hello(protocol=1, scheduler="sched-1", lease=5),
-    "Hello, a pulse": m.Hello(protocol=1, scheduler="sched-1", lease=5, pulse=True),
+    "Hello.pulse": m.Hello(protocol=1, scheduler="sched-1", lease=5, pulse=True),
     "Run": m.Run(tenant="acme", session="s1", call=_NATIVE_CALL, attempt=2**20 + 1, lease=1, resume=True),
     "Stop": m.Stop(tenant="acme", session="s1", call="call-1", attempt=2**20 + 1, lease=1),
     "Source": m.Source(session="s0", call="call-9", variables=("x", "y")),

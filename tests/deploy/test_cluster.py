@@ -103,7 +103,7 @@ async def test_a_server_that_speaks_openais_protocol_serves_as_an_engine(
         await compose("up", "-d", "--no-build", "endpoints")
         await compose.healthy(["endpoints"], within=60.0)
         async with cluster.client() as client, client.session("far", model="far"):
-            assert await far("Begin").get() == "word0 word1 word2"
+            assert await far("Begin").get() == "answer0 answer1 answer2"
     finally:
         await compose("rm", "--stop", "--force", "endpoints")
 
