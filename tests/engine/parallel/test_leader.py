@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from myna.engine import frames
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.errors import ModelRefused
 from myna.engine.interface import BatchLimits
 from myna.engine.loading import load
 from myna.engine.parallel.leader import load_divided
 from tests.engine.scoring import speak
+from tests.engine.test_process import Host, call
 from tests.engine.tiny_folder import tiny_folder
 
 PROMPTS = [[5, 6, 7], [*range(5, 18)], [*range(5, 17), 20, 21], [9]]
@@ -27,8 +32,7 @@ def engine(loaded: Any) -> Engine:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch")
-def test_two_devices_say_what_one_says(tmp_path: Path) -> None:
-    folder = tiny_folder(tmp_path)
+def test_two_devices_say_what_one_says(folder: Path) -> None:
     alone = speak(engine(load(folder, dtype="float32")), PROMPTS, 6)
     with load_divided(folder, ["cpu", "cpu"], dtype="float32", threads=1) as divided:
         both = speak(engine(divided), PROMPTS, 6)
@@ -57,32 +61,32 @@ def test_devices_that_are_not_there_are_refused_by_name(devices: list[str], reas
         pytest.fail("it was loaded")
 
 
-LOSES_A_FOLLOWER = """
-import os, signal, sys
-from myna.engine.parallel.leader import load_divided
-if __name__ == "__main__":
-    with load_divided(sys.argv[1], ["cpu", "cpu"], dtype="float32", threads=1) as divided:
-        group = divided.model._followers
-        os.kill(group._processes[0].pid, signal.SIGKILL)
-        signal.pause()
-"""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("models"))
 
 
-def test_a_follower_that_dies_ends_the_engine(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LOSES_A_FOLLOWER, str(tiny_folder(tmp_path))]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert ended.returncode == 1
-    assert "a follower's process has ended" in ended.stderr + ended.stdout
-
-
-def test_followers_end_when_their_leader_is_killed(tmp_path: Path) -> None:
-    program = LOSES_A_FOLLOWER.replace(
-        "os.kill(group._processes[0].pid, signal.SIGKILL)", "print(group._processes[0].pid, flush=True)"
-    )
-    command = [sys.executable, "-c", program, str(tiny_folder(tmp_path))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as leader:
-        assert leader.stdout is not None
-        pid = int(leader.stdout.readline())
-        leader.send_signal(signal.SIGKILL)
-        assert leader.stdout.read() == ""  # the follower has the other end: it is closed when both are gone
-    assert not Path(f"/proc/{pid}/cmdline").exists() or Path(f"/proc/{pid}/cmdline").read_text() == ""
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("lost", ["follower", "leader"])
+def test_an_engine_over_two_devices_answers_and_ends_when_one_is_lost(lost: str, folder: Path) -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(200)
+    command = [sys.executable, "-m", "myna.engine.process", "--fd", str(theirs.fileno()), "--model", str(folder)]
+    options = ["--device", "cpu,cpu", "--dtype", "float32", "--kv-tokens", "1024", "--threads", "1"]
+    with theirs:
+        leader = subprocess.Popen([*command, *options], pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+    with ours, leader:
+        host = Host(ours)
+        ready = host.hear()
+        assert isinstance(ready, frames.Ready)
+        assert (ready.device, ready.kv_tokens) == ("cpu,cpu", 1024)
+        host.say(frames.Submit("a", call("the quick")))
+        assert any(isinstance(report, frames.FinishedReport) for report in host.until(frames.DoneReport))
+        (follower,) = map(int, Path(f"/proc/{leader.pid}/task/{leader.pid}/children").read_text().split())
+        ended = select.poll()
+        ended.register(os.pidfd_open(follower), select.POLLIN)
+        os.kill(follower if lost == "follower" else leader.pid, signal.SIGKILL)
+        assert ended.poll(60_000), "the follower outlives its leader"
+        _, logs = leader.communicate(timeout=60)
+    assert leader.returncode == (1 if lost == "follower" else -signal.SIGKILL)
+    assert (b"a follower's process has ended" in logs) == (lost == "follower")

@@ -34,7 +34,7 @@ def folder(parent: Path, name: str) -> Path:
 
 
 def engine(model: Any) -> Engine:
-    return Engine(model, TOKENIZER, EngineConfig(kv_tokens=8192, limits=BatchLimits(16, 2048), checks=True))
+    return Engine(model, TOKENIZER, EngineConfig(kv_tokens=8192, limits=BatchLimits(16, 256), checks=True))
 
 
 @pytest.mark.parametrize(
