@@ -423,6 +423,8 @@ class Chunk(Frozen, frozen=True, tag="chunk"):
     finish: FinishReason = FinishReason.STOP
     at: int | None = None
     chain: str = ""
+    tokenizer: str = ""
+    """Of the tokens; the first chunk tells it. Who has another can't go on from them."""
 
 
 # --- The worker protocol: one for engines of every kind and for agents ------------------------------------------------

@@ -117,6 +117,12 @@ class GpuModel:
             torch.cuda.empty_cache()
             raise NoRoom(self.spec.name, f"{pages} KV pages don't fit the memory that is left: {error}") from error
 
+    def release(self) -> None:
+        """Let go of captured steps."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._frames = {}
+
     @torch.inference_mode()
     def copy_page(self, source: int, target: int) -> None:
         """Copy a KV page in all layers."""

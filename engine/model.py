@@ -96,6 +96,9 @@ class Model(ImmediateRunner):
         logits, greedy = self._shortened(self.shortcut, plan)
         return DrawnAlready(begin(logits, rows, greedy).read())
 
+    def release(self) -> None:
+        """Nothing is captured on a CPU."""
+
     def follow(self, plan: StepPlan) -> StepUnderWay:
         """Run a step as one of the leader's followers (`engine/parallel`), which draw nothing."""
         self.forward(plan)

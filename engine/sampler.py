@@ -190,7 +190,8 @@ def _constrain(logits: Tensor, rows: Sequence[Row], best: Tensor, tokens: Tensor
     place = send(list(blocked), torch.int64, logits.device)
     part = logits[place].masked_fill_(~_spread(list(blocked.values()), logits), float("-inf"))
     logits[place] = part
-    best[place], tokens[place] = part.max(dim=-1)
+    values, where = part.max(dim=-1)
+    best[place], tokens[place] = values.to(best.dtype), where  # what is known already may be wider than the logits
     return best, tokens
 
 

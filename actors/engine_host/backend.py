@@ -129,6 +129,7 @@ class EngineBackend(Backend):
             tokens=self._hello.kv_tokens,
             context_length=self._hello.context_length,
             resumable=True,
+            tokenizer=self._hello.tokenizer_digest,
         )
 
     def _command_line(self, fd: int) -> list[str]:
@@ -414,7 +415,7 @@ def _call_frame(call: ModelCall, job: Job, tokenizer: str) -> frames.CallFrame:
                 case Input(variables=variables, joiner=joiner):
                     segments.append(frames.TextSegment(joiner.join(job.inputs[VarId(v)].text for v in variables)))
                 case Output():
-                    segments.append(_output_segment(segment, index, job))
+                    segments.append(_output_segment(segment, index, job, tokenizer))
                     index += len(segment.variables)
                 case _:
                     assert_never(segment)
@@ -439,10 +440,14 @@ def _fields(message: Message) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def _output_segment(output: Output, index: int, job: Job) -> frames.OutputSegment | frames.TokensSegment:
+def _output_segment(
+    output: Output, index: int, job: Job, tokenizer: str
+) -> frames.OutputSegment | frames.TextSegment | frames.TokensSegment:
     earlier = [job.resumed.get(VarId(v)) for v in output.variables]
-    if len(earlier) == 1 and earlier[0] is not None and earlier[0].ended:
-        return frames.TokensSegment(earlier[0].tokens)
+    if len(earlier) == 1 and (ended := earlier[0]) is not None and ended.ended:
+        if ended.tokens and ended.tokenizer in ("", tokenizer):
+            return frames.TokensSegment(ended.tokens)
+        return frames.TextSegment(ended.text)  # made elsewhere, by other tokens or none
     forced = tuple(r.tokens if r else () for r in earlier) if any(earlier) else ()
     sampling = output.sampling
     return frames.OutputSegment(

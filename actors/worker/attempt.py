@@ -56,6 +56,8 @@ class Making:
     stored_tokens: list[int] = field(default_factory=list)
     chain: Chain = field(default_factory=Chain)
     """Of the stored text."""
+    tokenizer: str = ""
+    """Of the stored tokens, where that is known."""
     torn: bool = False
     """Its chunks, as found, are not one text: servers have lost some, and two attempts wrote the rest."""
     text: list[str] = field(default_factory=list)
@@ -96,7 +98,11 @@ class Making:
         """What a backend has to go on from, if there is anything."""
         if not self.stored_text and self.end is None:
             return None
-        return Resumed("".join(self.stored_text), tuple(self.stored_tokens), self.end is not None)
+        return Resumed("".join(self.stored_text), tuple(self.stored_tokens), self.end is not None, self.tokenizer)
+
+    def may_be_continued(self, tokenizer: str) -> bool:
+        """Whether who knows tokens by this tokenizer can go on from what is stored."""
+        return not self.next or (bool(self.stored_tokens) and self.tokenizer in ("", tokenizer))
 
     # --- what earlier attempts have left ---
 
@@ -113,6 +119,7 @@ class Making:
         self.done = self.streamed = True
         if isinstance(outcome, Value):
             self.stored_text, self.stored_tokens = [outcome.text], list(outcome.tokens)
+            self.tokenizer = outcome.tokenizer
             self.end = self.end or OutputEnded(key, self.variable, outcome.finish)
 
     # --- what this one makes ---
@@ -124,7 +131,7 @@ class Making:
         self.tokens += report.tokens
         self.logprobs += report.logprobs
 
-    def cut(self, attempt: int) -> Chunk | None:
+    def cut(self, attempt: int, tokenizer: str) -> Chunk | None:
         """All that is not in a chunk yet, as the next one. Tokens without visible text wait for the next text, or the end."""
         if not self.end and not any(self.text):
             return None
@@ -136,6 +143,7 @@ class Making:
             finish=self.end.finish if self.end else FinishReason.STOP,
             at=self.chain.characters,
             chain=self.chain.digest,
+            tokenizer=tokenizer if not self.next else "",
         )
         self.text, self.tokens = [], []
         return self.in_flight
@@ -147,6 +155,8 @@ class Making:
         self._store(chunk)
 
     def _store(self, chunk: Chunk) -> None:
+        if not self.next:
+            self.tokenizer = chunk.tokenizer
         self.next += 1
         self.stored_text.append(chunk.text)
         self.stored_tokens += chunk.tokens

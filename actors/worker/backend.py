@@ -47,6 +47,8 @@ class Offer:
     tenant: Tenant | None = None
     paused: str = ""
     named_only: bool = False
+    tokenizer: str = ""
+    """The digest of that by which it knows tokens: it resumes from no others. Empty where it makes none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class Resumed:
     text: str
     tokens: tuple[int, ...]
     ended: bool
+    tokenizer: str = ""
+    """Of the tokens; what has ended may be of another than the backend's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,9 +91,10 @@ REMEMBERED = 4096
 class WorkerCore:
     """State and decisions of one worker."""
 
-    def __init__(self, worker: WorkerId, *, resumable: bool) -> None:
+    def __init__(self, worker: WorkerId, *, resumable: bool, tokenizer: str = "") -> None:
         self.worker = worker
         self.resumable = resumable
+        self.tokenizer = tokenizer
         self.lease = 0
         self.draining = False
         self.cordoned = False
@@ -273,9 +274,7 @@ class WorkerCore:
             self._fail(event.key, failure, final=True)
             return
         if self._stuck(attempt):
-            seen = ", ".join(attempt.seen)
-            message = f"readers have seen a part of {seen}, and this kind of worker can't go on from there"
-            self._fail(event.key, Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True))
+            self._pass_on(attempt)
             return
         self._tell(event.key, EventKind.STARTED)
         if attempt.unmade:
@@ -347,7 +346,7 @@ class WorkerCore:
                 self._out.append(Wake(attempt.key, output.variable, output.not_before))
 
     def _publish_chunk(self, attempt: Attempt, output: Making, now: float) -> None:
-        chunk = output.cut(attempt.key[3])
+        chunk = output.cut(attempt.key[3], self.tokenizer)
         if chunk is not None:
             output.not_before = now + COALESCE
             self._out.append(PutChunk(attempt.key, output.variable, output.next, chunk))
@@ -413,9 +412,19 @@ class WorkerCore:
             self._drop(attempt)
             self._tell(attempt.key, EventKind.REFUSED, shortened(failure))
 
+    def _pass_on(self, attempt: Attempt) -> None:
+        """What others have begun can't be gone on with here: that costs a try, and another worker may be able to."""
+        seen = ", ".join(attempt.seen)
+        message = f"readers have seen a part of {seen}, and worker {self.worker!r} can't go on from there"
+        self._drop(attempt)
+        self._tell(
+            attempt.key, EventKind.FAILED, Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True)
+        )
+
     def _stuck(self, attempt: Attempt) -> bool:
-        """Whether readers have seen a part of it from which another attempt could not go on."""
-        return not self.resumable and bool(attempt.seen)
+        """Whether readers have seen a part of it from which this worker, or another of its kind, can't go on."""
+        outputs = (attempt.outputs[variable] for variable in attempt.seen)
+        return any(not (self.resumable and output.may_be_continued(self.tokenizer)) for output in outputs)
 
     def _find(self, key: RunKey) -> Attempt | None:
         attempt = self._attempts.get(key[:3])

@@ -119,7 +119,7 @@ class Worker:
         try:
             self._offer = await self._backend.start(self._on_report)
             self._tenant = self._offer.tenant
-            self._core = WorkerCore(self._worker, resumable=self._offer.resumable)
+            self._core = WorkerCore(self._worker, resumable=self._offer.resumable, tokenizer=self._offer.tokenizer)
             self._in_touch = self._now()
             async with asyncio.TaskGroup() as self._tasks:
                 await self._listen()

@@ -54,6 +54,7 @@ class Follows(Protocol):
     def allocate(self, pages: int, page_size: int) -> None: ...  # noqa: D102
     def copy_page(self, source: int, target: int) -> None: ...  # noqa: D102
     def follow(self, plan: StepPlan) -> StepUnderWay: ...  # noqa: D102
+    def release(self) -> None: ...  # noqa: D102
 
 
 def follow(model: Follows, hear: Callable[[], orders.Order]) -> None:
@@ -74,6 +75,7 @@ def follow(model: Follows, hear: Callable[[], orders.Order]) -> None:
                 while len(under_way) > model.ahead:
                     under_way.popleft().read()
             case orders.Leave():
+                model.release()
                 return
             case _:
                 assert_never(order)

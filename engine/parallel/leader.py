@@ -77,6 +77,7 @@ def load_divided(
     with gather([str(place) for place in places], command, name) as group:
         loaded = load(name, device=devices[0], dtype=dtype, cache_dir=cache_dir, ranks=group.ranks)
         yield LoadedDivided(DividedModel(loaded.model, group), loaded.tokenizer)
+        loaded.model.release()
 
 
 @contextmanager

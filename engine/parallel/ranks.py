@@ -46,7 +46,7 @@ class Ranks:
                 raise RanksDiffer(f"device 0 is a {kinds[0]!r}, device {other} a {kind!r}: they have to be alike")
 
     def close(self) -> None:
-        """Leave the others. They leave as well."""
+        """Leave the others. They leave as well. NCCL waits for captured steps that hold its operations: let go of them before."""
         dist.destroy_process_group()
 
     def add_up(self, shares: Tensor) -> Tensor:

@@ -137,6 +137,20 @@ async def test_an_endpoint_that_nobody_serves_gives_way_to_an_engine_of_ours_and
         assert (await play.outcome("b", models=("ours",))).text == "one two"
 
 
+async def test_an_engine_of_ours_does_not_go_on_with_an_answer_that_an_endpoint_began(play: Play) -> None:
+    gate = Gate("begun")
+    async with faulty(gate) as server:
+        await play.add(server)
+        await play.submit("a", models=("ours",))
+        await until(lambda: "a" in play.audience.chunks, "no chunk was published")
+        await play.stage.worker("engine", NoopBackend(NoopModel("ours")))
+        await play.stage.crash("e")
+        failure = await play.application.outcome("a")
+        assert isinstance(failure, Failure), "an endpoint tells no tokens from which another could go on"
+        assert (failure.code, failure.retryable) == (ErrorCode.WORKER_LOST, True)
+        assert "can't go on from there" in failure.message
+
+
 @pytest.mark.parametrize(
     "fault",
     [breaks_off("one"), breaks_off("one", then=b"data: {nonsense\n\n"), sends(b'data: {"choices": 7}\n\n')],

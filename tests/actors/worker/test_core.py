@@ -406,6 +406,39 @@ def test_a_worker_that_can_not_resume_refuses_a_torn_output_but_not_a_finished_o
         assert desk.core.running == ()
 
 
+@pytest.mark.parametrize(
+    ("begun", "tokenizer", "goes_on"),
+    [((1,), "mine", True), ((1,), "", True), ((1,), "another", False), ((), "", False)],
+    ids=["its own tokens", "of one that did not tell", "another model's tokens", "an endpoint's, without tokens"],
+)
+def test_what_another_has_begun_is_gone_on_with_only_where_its_tokens_are_known(
+    begun: tuple[int, ...], tokenizer: str, goes_on: bool
+) -> None:
+    desk = Desk(WorkerCore(WorkerId("w"), resumable=True, tokenizer="mine"))
+    desk.ask(run_of(call("a", outputs=2), resume=True))
+    desk.key = ("t", "s", "call-a", 1)  # type: ignore[assignment]
+    done = Chunk(attempt=0, text="done", tokens=(7,), last=True, tokenizer="another")
+    desk.read(chunks={"a-0": [done], "a-1": [Chunk(attempt=0, text="one", tokens=begun, tokenizer=tokenizer)]})
+    if goes_on:
+        (begin,) = of(Begin, desk.out)
+        assert begin.job.resumed[VarId("a-0")].tokenizer == "another", "what has ended stands as a text"
+        assert begin.job.resumed[VarId("a-1")].tokens == begun
+    else:
+        assert of(Begin, desk.out) == []
+        assert (desk.event().kind, desk.event().final) == (EventKind.FAILED, False), "another worker may be able to"
+        assert desk.core.running == ()
+
+
+def test_the_first_chunk_tells_whose_tokens_they_are() -> None:
+    desk = Desk(WorkerCore(WorkerId("w"), resumable=True, tokenizer="mine"))
+    desk.start(call("a"))
+    for n in range(2):
+        desk.now += 1
+        desk.produce(f"{n}", n)
+        desk.stored(n)
+    assert [put.chunk.tokenizer for put in of(PutChunk, desk.out)] == ["mine", ""]
+
+
 def test_a_worker_that_can_not_resume_fails_finally_once_a_chunk_may_have_been_seen() -> None:
     failure = Failure(code=ErrorCode.ENGINE_ERROR, message="the endpoint hung up", retryable=True)
     for pieces, resumable, final in ((0, False, False), (1, False, True), (1, True, False)):
