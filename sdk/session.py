@@ -279,7 +279,7 @@ class Session:
         """The graph of the session as its scheduler sees it now; a notebook shows it. Raises `SessionClosed`,
         `bus.Unavailable`."""
         client = self._open().client
-        return Picture(await graph_of(client.bus, client.tenant, self.id))
+        return Picture(await graph_of(client.bus, client.tenant, self.id, held=True))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return bundle(repr(self), self._looked_at)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 3.0
 """Seconds that a notebook waits for a picture."""
+_AGAIN = 0.05
+"""Seconds between two questions to a scheduler that has yet to read of a session."""
 
 
 class Picture:
@@ -47,14 +49,21 @@ class Picture:
         return {"text/plain": repr(self), "image/svg+xml": self.svg}
 
 
-async def graph_of(bus: Bus, tenant: Tenant, session: str, timeout: float = 5.0) -> Graph:
-    """The graph of an open session, as its scheduler sees it. Raises `SessionClosed`, `bus.Unavailable`."""
+async def graph_of(bus: Bus, tenant: Tenant, session: str, timeout: float = 5.0, *, held: bool = False) -> Graph:
+    """The graph of an open session, as its scheduler sees it. Raises `SessionClosed`, `bus.Unavailable`.
+
+    `held`: who asks holds it open, so that a scheduler which does not know it is about to read of it, and is asked again.
+    """
     question = codec.encode(GraphRequest(session=subjects.token(session, "session")))
-    answer = await bus.request(subjects.ask(tenant, Question.GRAPH), question, timeout=timeout)
-    view: GraphView = codec.decode(answer.data, GraphView)
-    if not view.found:
-        raise SessionClosed(f"session {session} is not open")
-    return of_view(view)
+    deadline = asyncio.get_running_loop().time() + timeout
+    while True:
+        answer = await bus.request(subjects.ask(tenant, Question.GRAPH), question, timeout=timeout)
+        view: GraphView = codec.decode(answer.data, GraphView)
+        if view.found:
+            return of_view(view)
+        if not held or asyncio.get_running_loop().time() >= deadline:
+            raise SessionClosed(f"session {session} is not open")
+        await asyncio.sleep(_AGAIN)
 
 
 def bundle(text: str, graph: Callable[[], Coroutine[Any, Any, Graph]]) -> dict[str, str]:

@@ -90,7 +90,7 @@ def test_a_gpu_without_triton_is_refused_with_what_to_do(monkeypatch: pytest.Mon
     spec = admit(tiny_models.build("llama"), "llama").spec
     monkeypatch.setitem(sys.modules, "myna.engine.triton_attention", None)  # importing it fails, as without Triton
     with pytest.raises(ModelRefused, match=r"a GPU needs Triton.*use device 'cpu'"):
-        admission._on_gpu(network, [], spec)
+        admission._on_gpu(network, [], spec, None)
 
 
 @pytest.mark.parametrize(("size", "group"), [(20, 4), (8, 4), (264, 4), (128, 64)])

@@ -37,7 +37,7 @@ def test_all_that_is_wrong_is_told_at_once_each_with_what_would_be_right(tmp_pat
         "unknown key 'engine.modle' (did you mean model?)",
         f"engine.dtype in {file} is 'int4': must be one of float32, bfloat16, float16",
         f"gateway.port in {file} is '70000': must be a port, from 1 to 65535",
-        "MYNA_DEVICE is 'tpu': must be cpu, cuda, or cuda:N",
+        "MYNA_DEVICE is 'tpu': must be cpu, cuda, cuda:N, or several: cuda:0,cuda:1",
         "MYNA_LOGG is no setting (did you mean MYNA_LOG?)",
     ):
         assert told in result.output
