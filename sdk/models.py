@@ -1,4 +1,4 @@
-"""Names of models, as an application gives them: one, or several of which any will do."""
+"""Names of models, as an application gives them: one, or several of which any will do (sdk/docs/howto says what decides)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 from typing import assert_never
@@ -23,14 +22,12 @@ from myna.actors.endpoints.gate import Gate
 from myna.actors.endpoints.pieces import Answer
 from myna.actors.endpoints.requests import Request, Texts, Unsupported, check, places, requests
 from myna.actors.endpoints.settings import Endpoint
+from myna.actors.endpoints.verdict import verdict
 from myna.actors.messages import (
     ErrorCode,
     Failure,
-    FinishReason,
-    FormatKind,
     ModelCall,
     Output,
-    ResponseFormat,
     Usage,
     VarId,
     WorkerKind,
@@ -229,11 +226,16 @@ class EndpointBackend(TaskBackend):
             if not wanted:
                 continue
             model = self._models.get(ours, ours)
+            failures: list[Failure] = []
             for request in requests(call, place, wanted, texts, self._endpoint, model=model, salt=salt):
-                texts |= await self._draw(job, place, request, ours)
+                texts |= await self._draw(job, call, place, request, ours, failures)
+            if failures:  # siblings were drawn all the same; what would follow is not
+                raise _Failed(failures[0])
 
-    async def _draw(self, job: Job, place: Output, request: Request, model: str) -> Texts:
-        """What one request draws."""
+    async def _draw(
+        self, job: Job, call: ModelCall, place: Output, request: Request, model: str, failures: list[Failure]
+    ) -> Texts:
+        """What one request draws; what of it can be no value goes to `failures`."""
         answer = Answer(request)
         written: dict[VarId, list[str]] = {variable: [] for variable in request.variables}
         reserve, asked = self._reserve(job, request), False
@@ -257,9 +259,11 @@ class EndpointBackend(TaskBackend):
         self._counts["cost"] += usage.cost
         texts = {variable: "".join(pieces) for variable, pieces in written.items()}
         for index, (variable, share) in enumerate(zip(request.variables, _shares(usage, len(texts)), strict=True)):
-            finish = answer.finishes[index]
-            _check_format(place, texts[variable], finish)
-            self._report(OutputEnded(job.key, variable, finish, share, model=model))
+            match verdict(call, place, texts[variable], answer.finishes[index]):
+                case Failure() as failure:
+                    failures.append(failure)
+                case finish:
+                    self._report(OutputEnded(job.key, variable, finish, share, model=model))
         return texts
 
     def _reserve(self, job: Job, request: Request) -> Reserve:
@@ -301,29 +305,3 @@ def _shares(usage: Usage, siblings: int) -> Sequence[Usage]:
         cost=usage.cost,
     )
     return (first, *(Usage(output_tokens=each) for _ in range(siblings - 1)))
-
-
-def _check_format(place: Output, text: str, finish: FinishReason) -> None:
-    """Raise `_Failed` for a text that has not the format that was asked for: an endpoint may not keep what it was asked."""
-    if place.format is None or _has_format(place.format, text):
-        return
-    name = place.name or place.variables[0]
-    if finish is not FinishReason.LENGTH:
-        message = f"output {name!r} has not the format {place.format.kind.value!r} that the endpoint was asked for"
-        raise _Failed(Failure(code=ErrorCode.INVALID_FORMAT, message=message, retryable=True))
-    if not place.partial:
-        message = f"output {name!r} was cut before it had its format: allow it more (max_tokens), or ask for less"
-        raise _Failed(Failure(code=ErrorCode.TRUNCATED, message=message))
-
-
-def _has_format(wanted: ResponseFormat, text: str) -> bool:
-    """As far as that can be told without a grammar: JSON is JSON, and a choice one of those given."""
-    match wanted.kind:
-        case FormatKind.CHOICE:
-            return text in (wanted.definition or ())
-        case FormatKind.JSON_OBJECT | FormatKind.JSON_SCHEMA:
-            try:
-                json.loads(text)
-            except (ValueError, RecursionError):
-                return False
-    return True

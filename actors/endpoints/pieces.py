@@ -142,10 +142,12 @@ class Answer:
             if choice.finish_reason == "content_filter":
                 raise Filtered("its filter of contents has ended the answer")
             made = self._tools.pop(choice.index, None)
-            if made:
-                yield Written(choice.index, _as_text(made))
             reason = _FINISHES.get(choice.finish_reason, FinishReason.STOP)
-            self.finishes[choice.index] = FinishReason.TOOL_CALLS if made else reason
+            if made:
+                text, whole = _as_text(made, cut=reason is FinishReason.LENGTH)
+                yield Written(choice.index, text)
+                reason = FinishReason.TOOL_CALLS if whole else reason
+            self.finishes[choice.index] = reason
 
     def _tool(self, index: int, part: _ToolPart) -> None:
         function, made = part.function or _Function(), self._tools.setdefault(index, {})
@@ -180,17 +182,21 @@ def _usage(told: _Usage) -> Usage:
     return Usage(prompt_tokens=prompt, cached_tokens=cached, output_tokens=output)
 
 
-def _as_text(made: dict[int, tuple[str, str]]) -> str:
-    """Tool calls as the text that makes one: so our own engine's models write them, and our gateway reads them."""
-    return "".join(_call_as_text(name, arguments) for _, (name, arguments) in sorted(made.items()))
+def _as_text(made: dict[int, tuple[str, str]], *, cut: bool) -> tuple[str, bool]:
+    """Tool calls as the text that makes one: so our own engine's models write them, and our gateway reads them. And whether all
+    are whole; one that was `cut` stays open."""
+    calls = [_call_as_text(name, arguments, cut=cut) for _, (name, arguments) in sorted(made.items())]
+    return "".join(text for text, _ in calls), all(whole for _, whole in calls)
 
 
-def _call_as_text(name: str, arguments: str) -> str:
+def _call_as_text(name: str, arguments: str, *, cut: bool) -> tuple[str, bool]:
     try:
-        given = json.loads(arguments or "{}")
+        given = json.loads(arguments or ("" if cut else "{}"))
     except (ValueError, RecursionError):
+        if cut:
+            return f'<tool_call>{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}', False
         given = arguments
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': given}, ensure_ascii=False)}</tool_call>"
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': given}, ensure_ascii=False)}</tool_call>", True
 
 
 def _logprobs(given: Any, *, chat: bool) -> tuple[TokenLogprob, ...]:

@@ -417,9 +417,7 @@ class WorkerCore:
         seen = ", ".join(attempt.seen)
         message = f"readers have seen a part of {seen}, and worker {self.worker!r} can't go on from there"
         self._drop(attempt)
-        self._tell(
-            attempt.key, EventKind.FAILED, Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True)
-        )
+        self._tell(attempt.key, EventKind.FAILED, Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True))
 
     def _stuck(self, attempt: Attempt) -> bool:
         """Whether readers have seen a part of it from which this worker, or another of its kind, can't go on."""

@@ -218,6 +218,7 @@ EXAMPLES: dict[str, Frozen] = {
     "Cancellation": m.Cancellation(reason="closed", call="call-1"),
     "Chunk": m.Chunk(attempt=2**20 + 1, text="he", tokens=(1,), last=True, finish=m.FinishReason.LENGTH),
     "Chunk.at": m.Chunk(attempt=2**20 + 1, text="lo", at=2, chain="0af1"),
+    "Chunk.tokenizer": m.Chunk(attempt=2**20 + 1, text="he", tokens=(1,), tokenizer="9c2e"),
     "Running": _RUNNING,
     "Announce": m.Announce(
         protocol=1,

@@ -7,10 +7,12 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from subprocess import DEVNULL, Popen
 from typing import Annotated
 from urllib.request import urlopen
 
+import pydantic
 import pytest
 
 import myna
@@ -19,13 +21,22 @@ from myna.actors.endpoints.backend import EndpointBackend
 from myna.actors.endpoints.budget import Ledger
 from myna.actors.endpoints.settings import Dialect, Endpoint
 from myna.actors.messages import ErrorCode, FinishReason
+from myna.actors.worker.noop import NoopBackend, NoopModel
 from myna.sdk.client import Client, connect
 from myna.sdk.errors import CallFailed
 from tests.actors.endpoints.llama_server import NAME
 from tests.actors.stage import Stage, stage, until
 from tests.network import NatsNetwork
 
-pytestmark = [pytest.mark.model, pytest.mark.nats, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.nats,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(
+        any(find_spec(name) is None for name in ("llama_cpp", "sse_starlette")),
+        reason="not installed: llama-cpp-python[server]",
+    ),
+]
 
 
 @myna.function
@@ -48,6 +59,22 @@ def discuss(
 @myna.function
 def ramble(topic: Input, text: Annotated[str, Output(max_tokens=400, temperature=0.0)]) -> None:
     """Everything there is to say about {{topic}}: {{text}}"""
+
+
+class Bird(pydantic.BaseModel):
+    """A bird."""
+
+    can_fly: bool
+
+
+@myna.function
+def begin(what: Input, bird: Annotated[Bird, Output(schema=Bird, max_tokens=3, temperature=0.0)]) -> None:
+    """{{#user}}Describe {{what}} as JSON.{{/user}}{{#assistant}}{{bird}}{{/assistant}}"""
+
+
+@myna.function
+def describe(what: Input, bird: Annotated[Bird, Output(schema=Bird, max_tokens=60, temperature=0.0)]) -> None:
+    """{{#user}}Describe {{what}} as JSON.{{/user}}{{#assistant}}{{bird}}{{/assistant}}"""
 
 
 class Llama:
@@ -131,6 +158,14 @@ async def test_an_answer_that_it_leaves_empty_is_a_failure_and_it_goes_on_servin
         assert await complete("One, two,", session=session).get()
 
 
+async def test_an_output_of_a_schema_is_an_object_or_a_failure_that_says_that_it_was_cut(client: Client) -> None:
+    async with client.session() as session:
+        assert isinstance(await describe("a wren", session=session), Bird)
+        with pytest.raises(CallFailed) as error:
+            await begin("a wren", session=session).get()
+        assert error.value.failure.code is ErrorCode.TRUNCATED
+
+
 async def test_killed_in_the_middle_of_an_answer_it_is_waited_for_and_used_again(
     play: Stage, client: Client, llama: Llama
 ) -> None:
@@ -150,3 +185,14 @@ async def test_killed_in_the_middle_of_an_answer_it_is_waited_for_and_used_again
         await until(noticed, "nobody noticed that the server is gone")
         await asyncio.to_thread(llama.start)
         assert await waiting.get(timeout=60)
+
+
+async def test_killed_it_gives_way_to_an_engine_of_ours_that_serves_the_same_model(
+    play: Stage, client: Client, llama: Llama
+) -> None:
+    async with client.session() as session:
+        assert (await complete("One, two,", session=session).value()).usage.prompt_tokens > 0
+        llama.kill()
+        await play.worker("engine", NoopBackend(NoopModel("smollm2")))
+        answers = [complete(f"{n}", session=session) for n in range(3)]
+        assert await session.gather(*answers) == [" ".join(f"rest{n}" for n in range(8))] * 3

@@ -11,14 +11,17 @@ import pytest
 
 from myna.actors.endpoints.backend import EndpointBackend
 from myna.actors.endpoints.budget import Ledger
-from myna.actors.endpoints.settings import Budget, BudgetOf, Prices
+from myna.actors.endpoints.settings import Budget, BudgetOf, Dialect, Prices
 from myna.actors.messages import (
     Cancel,
     ErrorCode,
     Failure,
+    FinishReason,
+    FormatKind,
     Message,
     ModelCall,
     Output,
+    ResponseFormat,
     Sampling,
     StreamMode,
     Text,
@@ -119,6 +122,17 @@ async def test_what_one_endpoint_can_t_do_another_does_at_once(play: Play, fault
         await play.add(good, "good")
         assert await play.application.text("a") == "good"
         assert len(bad.asked) == 1, "the call waited for another endpoint while this one paused"
+
+
+@pytest.mark.parametrize("fault", [refuses(429, retry_after="60"), refuses(503)], ids=["too many", "away"])
+async def test_what_an_endpoint_can_t_do_an_engine_of_ours_does_at_once(play: Play, fault: Any) -> None:
+    async with faulty(fault) as server:
+        await play.add(server)
+        await play.submit("a", models=("ours",), retries=0)
+        await play.until_paused("e")
+        await play.stage.worker("engine", NoopBackend(NoopModel("ours")))
+        assert await play.application.text("a") == "a0 a1"
+        assert len(server.asked) == 1, "the endpoint said when to come again, and is left alone until then"
 
 
 async def test_an_endpoint_that_nobody_serves_gives_way_to_an_engine_of_ours_and_the_other_way_round(
@@ -223,6 +237,39 @@ async def test_a_tenant_over_its_budget_gets_a_typed_failure_and_is_not_tried_ag
         assert len(server.asked) == 1
 
 
+async def test_an_output_that_is_cut_before_it_has_its_format_ends_as_with_our_own_engine(play: Play) -> None:
+    form = ResponseFormat(kind=FormatKind.JSON_OBJECT)
+    cut, whole = says('{"a": ', finish="length"), says('{"a": ', "1}")
+
+    def chat(name: str, *variables: str, partial: bool = False) -> ModelCall:
+        place = Output(variables=variables or (name,), name=name, format=form, partial=partial)
+        turns = (
+            Message(role="user", segments=(Text(text="?"),)),
+            Message(role="assistant", segments=(place,)),
+        )
+        return ModelCall(id=name, messages=turns)
+
+    async with faulty(cut, cut, whole, whole, cut, whole) as server:
+        await play.add(server, dialect=Dialect.LLAMACPP, concurrency=1)
+        for asked in (chat("cut"), chat("partial", partial=True), chat("whole")):
+            await play.application.submit(asked)
+            await play.application.outcome(asked.id)
+        failure = await play.application.outcome("cut")
+        assert isinstance(failure, Failure)
+        assert (failure.code, failure.retryable) == (ErrorCode.TRUNCATED, False)
+        assert "max_tokens" in failure.message
+        partial = await play.application.outcome("partial")
+        assert isinstance(partial, Value)
+        assert (partial.text, partial.finish) == ('{"a": ', FinishReason.LENGTH)
+        assert await play.application.text("whole") == '{"a": 1}'
+        await play.application.submit(chat("three", "x", "y", "z"))
+        assert await play.application.text("x") == '{"a": 1}'
+        failure = await play.application.outcome("y")
+        assert isinstance(failure, Failure)
+        assert failure.code is ErrorCode.TRUNCATED
+        assert len(server.asked) == 6, "its siblings were drawn all the same"
+
+
 async def test_what_can_t_be_asked_there_is_refused_with_what_would_do(play: Play) -> None:
     async with faulty() as server:
         await play.add(server)
@@ -281,6 +328,23 @@ async def test_models_that_are_not_configured_are_those_that_the_endpoint_lists(
         assert worker.serves == ("m1", "m2")
         assert (await play.outcome("a", models=("other", "m2"))).model == "m2"
         assert server.asked[0].body["model"] == "m2"
+
+
+async def test_an_endpoint_that_serves_several_of_a_call_s_models_takes_the_first_that_it_names(play: Play) -> None:
+    async with faulty() as server:
+        await play.add(server, models={"small": "its-small", "large": "its-large"})
+        for name, models, taken in (("a", ("large", "small"), "large"), ("b", ("other", "small", "large"), "small")):
+            assert (await play.outcome(name, models=models)).model == taken
+        assert [asked.body["model"] for asked in server.asked] == ["its-large", "its-small"]
+
+
+async def test_of_models_at_two_endpoints_the_call_goes_where_one_answers(play: Play) -> None:
+    async with faulty(refuses(503), usual=says("one")) as one, faulty(usual=says("two")) as two:
+        await play.add(one, "one", models={"first": "its"})
+        await play.add(two, "two", models={"second": "its"})
+        value = await play.outcome("a", models=("first", "second"), retries=0)
+        assert (value.text, value.model) == ("two", "second")
+        assert len(one.asked) == 1, "among equals the first that is named is asked first"
 
 
 async def test_a_key_that_is_refused_stops_the_endpoint_and_is_told_to_nobody(

@@ -58,6 +58,26 @@ def test_tool_calls_become_the_text_that_our_gateway_reads_as_such() -> None:
     assert it.finishes[0] is FinishReason.TOOL_CALLS
 
 
+@pytest.mark.parametrize(
+    ("arguments", "finish", "reason", "calls"),
+    [
+        ('{"at": "sk', "length", FinishReason.LENGTH, ()),
+        ("", "length", FinishReason.LENGTH, ()),
+        ('{"at": "sky"}', "length", FinishReason.TOOL_CALLS, (Called("look", '{"at": "sky"}'),)),
+        ("", "tool_calls", FinishReason.TOOL_CALLS, (Called("look", "{}"),)),
+        ("nonsense", "tool_calls", FinishReason.TOOL_CALLS, (Called("look", "nonsense"),)),
+    ],
+)
+def test_a_tool_call_that_was_cut_is_none(
+    arguments: str, finish: str, reason: FinishReason, calls: tuple[Called, ...]
+) -> None:
+    it = answer()
+    function = {"name": "look", "arguments": arguments}
+    ((_, said),) = texts(it, chunk(tool_calls=[{"index": 0, "function": function}]), chunk(finish=finish))
+    assert (it.finishes[0], parse(said, ("look",)).calls) == (reason, calls)
+    assert arguments in said.replace('\\"', '"')
+
+
 def test_log_probabilities_are_read_in_the_form_of_chats_and_of_completions() -> None:
     top = [{"token": "x", "logprob": -0.5}, {"token": "y", "logprob": -1.5}]
     content = {"content": [{"token": "x", "logprob": -0.5, "top_logprobs": top}]}

@@ -15,6 +15,7 @@ from myna.actors import config, subjects
 from myna.actors.bus import Delivery
 from myna.actors.engine_host.backend import EngineBackend
 from myna.actors.messages import (
+    CallId,
     ErrorCode,
     Failure,
     Input,
@@ -23,12 +24,22 @@ from myna.actors.messages import (
     Output,
     Sampling,
     Segment,
+    SessionId,
     Text,
     Value,
     VarId,
     WorkerId,
 )
-from myna.actors.worker.backend import BackendDied, BackendRefused, Hold
+from myna.actors.worker.backend import (
+    BackendDied,
+    BackendRefused,
+    Hold,
+    Job,
+    JobEnded,
+    JobFailed,
+    OutputEnded,
+    Resumed,
+)
 from tests.actors.stage import TENANT, Application, Stage, call, stage, until
 from tests.engine.tiny_folder import tiny_folder
 from tests.network import MemoryNetwork
@@ -207,6 +218,33 @@ async def test_when_an_engine_is_killed_or_hangs_another_goes_on_from_the_tokens
         assert await app.text("x2", 60) == await app.text("y2", 60)
         subjects_seen = [d.subject.rsplit(".", 1)[-1] for d in seen]
         assert subjects_seen == [str(n) for n in range(len(subjects_seen))]
+
+
+async def test_an_output_that_a_model_of_other_tokens_has_made_stands_in_the_context_as_its_text(
+    settings: config.Settings,
+) -> None:
+    ended, reports = asyncio.Event(), list[object]()
+
+    def hear(report: object) -> None:
+        reports.append(report)
+        if isinstance(report, JobEnded | JobFailed):
+            ended.set()
+
+    backend = EngineBackend(settings)
+    own = (await backend.start(hear)).tokenizer
+    try:
+        for attempt, told in enumerate((Resumed("fox", (10**6,), True, "another"), Resumed("fox", (), True, own))):
+            ended.clear()
+            key = (TENANT, SessionId("s"), CallId("call-a"), attempt)
+            backend.run(Job(key, call("a", outputs=2), {}, {VarId("a-0"): told}))
+            async with asyncio.timeout(30):
+                await ended.wait()
+            assert isinstance(reports[-1], JobEnded), reports[-1]
+        made = [report for report in reports if isinstance(report, OutputEnded)]
+        assert [report.variable for report in made] == ["a-1", "a-1"]
+        assert made[0].usage.prompt_tokens == made[1].usage.prompt_tokens
+    finally:
+        await backend.close()
 
 
 async def test_a_model_that_is_refused_is_named_and_not_tried_again(settings: config.Settings, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ async def test_clients_get_what_they_ask_for_in_its_form(client: AsyncOpenAI) ->
     # One test: an engine takes seconds to start.
     await formats(client)
     await tools(client)
+    await choices_of_tools(client)
     await streams(client)
     await responses(client)
     await langchain(str(client.base_url))
@@ -124,6 +125,29 @@ async def tools(client: AsyncOpenAI) -> None:
     odd: list[Any] = [{"type": "function", "function": {"name": "odd", "parameters": {"not": {}}, "strict": True}}]
     with pytest.raises(openai.BadRequestError, match="not"):
         await client.chat.completions.create(model="tiny-llama", messages=HELLO, tools=odd)
+
+
+async def choices_of_tools(client: AsyncOpenAI) -> None:
+    one: Any = {"type": "function", "function": {"name": "stop"}}
+    told: list[int] = []
+    for options in (
+        {},
+        {"tools": TOOLS, "tool_choice": "none"},
+        {"tools": TOOLS, "tool_choice": one},
+        {"tools": TOOLS},
+    ):
+        answer = await client.chat.completions.create(model="tiny-llama", messages=HELLO, max_tokens=1, **options)
+        assert answer.usage is not None
+        told.append(answer.usage.prompt_tokens)
+    plain, none, named, auto = told
+    assert plain == none < named < auto, "a model is told of what it may call"
+    given: dict[str, Any] = {"model": "tiny-llama", "messages": HELLO, "tools": NOTE, "tool_choice": "required"}
+    cut = (await client.chat.completions.create(**given, max_tokens=40)).choices[0]
+    assert (cut.finish_reason, cut.message.tool_calls) == ("length", None)
+    assert "note" in (cut.message.content or "")
+    events = [event async for event in await client.chat.completions.create(**given, max_tokens=60, stream=True)]
+    assert events[-1].choices[0].finish_reason == "length"
+    assert any(event.choices[0].delta.tool_calls for event in events)
 
 
 async def streams(client: AsyncOpenAI) -> None:

@@ -110,6 +110,21 @@ def test_models_are_matched_by_name_and_any_of_a_list_will_do() -> None:
     assert fleet.served(WorkerKind.ENGINE) == ["llama", "qwen"]
 
 
+def test_of_several_models_the_least_loaded_is_taken_and_their_order_counts_only_among_equals() -> None:
+    def chosen(*models: str) -> Worker | None:
+        return fleet.choose(demand_of(call("x", models=models), Tenant("t")))
+
+    fleet = Fleet()
+    llama, qwen = fleet.announce(offer("a", "llama"), 0.0), fleet.announce(offer("b", "qwen"), 0.0)
+    assert (chosen("llama", "qwen"), chosen("qwen", "llama")) == (llama, qwen)
+    fleet.hold(qwen, key(0), 1)
+    assert (chosen("llama", "qwen"), chosen("qwen", "llama")) == (llama, llama)
+    fleet.hold(llama, key(1), 1)
+    assert (chosen("llama", "qwen"), chosen("qwen", "llama")) == (llama, qwen)
+    fleet.announce(offer("b", "qwen", paused="its endpoint is away"), 0.0)
+    assert chosen("qwen", "llama") is llama
+
+
 def test_an_agent_of_a_tenant_serves_that_tenant_alone() -> None:
     fleet = Fleet()
     mine = fleet.announce(offer("mine", "search", kind=WorkerKind.AGENT, tenant="one"), 0.0)

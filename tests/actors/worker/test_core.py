@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -498,10 +499,10 @@ def test_every_chunk_tells_where_it_begins_and_after_what() -> None:
 def test_chunks_that_do_not_belong_together_end_the_call_instead_of_being_gone_on_from() -> None:
     texts = ("one", " two", " three")
     whole = [
-        Chunk(attempt=1, text=text, at=len("".join(texts[:n])), chain=Chain("".join(texts[:n])).digest)
+        Chunk(attempt=1, text=text, tokens=(n,), at=len("".join(texts[:n])), chain=Chain("".join(texts[:n])).digest)
         for n, text in enumerate(texts)
     ]
-    other = Chunk(attempt=2, text="uno", at=0, chain=Chain().digest)
+    other = Chunk(attempt=2, text="uno", tokens=(0,), at=0, chain=Chain().digest)
     for chunks, torn in ((whole, False), ([other, *whole[1:]], True)):
         desk = Desk()
         desk.ask(run_of(call("a"), resume=True))
