@@ -33,7 +33,7 @@ def screen(status: Status, engines: Sequence[EngineView], width: int = 120) -> R
     drawn = sum(rates(engine)[0] for engine in engines)
     head = Text.assemble(
         ("myna", "bold"),
-        f"  {status.queued} queued, {running} running, {drawn:.0f} tokens/s; scheduler {status.scheduler} leads",
+        f"  {status.queued} ready, {running} running, {drawn:.0f} tokens/s; scheduler {status.scheduler} leads",
     )
     wide = width >= _WIDE
     return Group(head, _engines(status, engines, wide=wide), _sessions(status.sessions, wide=wide))

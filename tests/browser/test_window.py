@@ -157,6 +157,9 @@ async def test_a_graph_of_a_thousand_calls_is_drawn_and_walked_by_keys(idle: Hou
         await page.press("0")
         await page.until("document.querySelectorAll('.node').length === 1002")
         await page.until("document.querySelectorAll('.node.ready').length === 1000")
+        assert "1000 ready" in (await page.text(".counts")).replace(",", "")
+        figure = "[...document.querySelectorAll('#figures div')].find((e) => e.innerText.startsWith('ready'))"
+        await page.until(f"{figure}?.innerText.replace(/\\D/g, '') === '1000'")
 
 
 CONTRAST = """(() => {

@@ -56,7 +56,7 @@ def test_graph_and_trace_of_a_session_while_it_is_open_and_after_its_end(tmp_pat
 def test_top_shows_once_what_goes_on() -> None:
     shown = myna("top", "--once")
     assert shown.exit_code == 0, shown.output
-    assert "0 queued, 0 running" in shown.output
+    assert "0 ready, 0 running" in shown.output
     assert "worker" in shown.output
     assert "0/64" in shown.output
     assert "no open sessions" in shown.output

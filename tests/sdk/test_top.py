@@ -49,7 +49,7 @@ def test_the_screen_shows_engines_queue_and_sessions_in_the_width_there_is(width
     with console.capture() as captured:
         console.print(screen(status(), [engine(step(1.0), step(2.0))], width))
     shown = captured.get()
-    for told in ("1 queued, 3 running, 4 tokens/s", "engine-1", "draining", "3/8", "34%", "report", "█"):
+    for told in ("1 ready, 3 running, 4 tokens/s", "engine-1", "draining", "3/8", "34%", "report", "█"):
         assert told in shown, shown
     assert "…" not in shown, shown
     assert ("acme" in shown) == ("12,345" in shown) == (width == 120)

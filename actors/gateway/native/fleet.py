@@ -135,7 +135,8 @@ class SessionSeen(Struct):
 
 
 class Fleet(Struct):
-    """What is seen now. `operator`: whether of everybody, or of one tenant; `queued`: ready calls that wait for a worker."""
+    """What is seen now. `operator`: whether of everybody, or of one tenant; `queued`: ready calls that no worker has been
+    given yet; those in an engine's queue are among its calls."""
 
     at: float
     operator: bool

@@ -89,7 +89,7 @@ class Timeline {
     this.drawing = svg("svg", { class: "timeline", role: "img" });
     this.span = el("span", { class: "soft" });
     this.element = el("figure", {}, this.drawing, el("figcaption", {},
-      ...[["queued", "waits"], ["prefill", "to the first token"], ["decode", "decode"]].map(([state, what]) => el("span", {}, el("span", { class: `dot state ${state}` }), what)),
+      ...[["queued", "not begun"], ["prefill", "to the first token"], ["decode", "decode"]].map(([state, what]) => el("span", {}, el("span", { class: `dot state ${state}` }), what)),
       this.span));
   }
 

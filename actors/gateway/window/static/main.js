@@ -86,12 +86,12 @@ function tell() {
   const rates = now.engines.map((engine) => fleet.rate(engine));
   const memories = now.engines.map((engine) => Fleet.memory(engine)).filter(Boolean);
   const told = [
-    ["queued", count(now.queued)],
-    ["running", count(sum(now.workers, (worker) => worker.running))],
-    ["tokens/s", count(sum(rates, (rate) => rate.drawn))],
+    ["ready", count(now.queued), "calls that no engine or agent has been given yet"],
+    ["running", count(sum(now.workers, (worker) => worker.running)), "calls that engines and agents have"],
+    ["tokens/s", count(sum(rates, (rate) => rate.drawn)), "drawn by all engines"],
   ];
   if (memories.length) told.push(["KV in use", `${Math.round((100 * sum(memories, (memory) => memory.used)) / memories.length)} %`]);
-  show(figures, told.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  show(figures, told.map(([name, value, title]) => el("div", { title }, el("dt", {}, name), el("dd", {}, value))));
   document.querySelector('[data-view="tenants"]').hidden = !now.operator;
 }
 

@@ -4,7 +4,18 @@ import * as api from "./api.js";
 import { el, many, say, seconds, show } from "./dom.js";
 import { GraphView } from "./graph.js";
 
-const STATES = ["waiting", "ready", "queued", "prefill", "decode", "running", "done", "failed", "cancelled"];
+// What the states of a call mean, in the order in which it has them.
+const STATES = {
+  waiting: "for a variable, or for somebody who wants what it makes",
+  ready: "all that it reads is there, and no engine or agent has been given it yet",
+  queued: "its engine has it, and has not begun it",
+  prefill: "its engine computes the prompt",
+  decode: "its engine draws tokens",
+  running: "its engine or agent has it",
+  done: "",
+  failed: "",
+  cancelled: "",
+};
 const ENDED = ["done", "failed", "cancelled"];
 const AGAIN = 3000; // milliseconds until a session that was not found is asked for again
 const LONGEST = 200_000; // characters of a text that are shown while it streams
@@ -91,9 +102,9 @@ export class SessionView {
 
   tell({ states }) {
     const calls = new Set(this.picture.nodes.flatMap((node, place) => (node.kind === "call" ? [place] : [])));
-    const parts = STATES.flatMap((state) => {
+    const parts = Object.entries(STATES).flatMap(([state, means]) => {
       const n = (states[state] ?? []).filter((place) => calls.has(place)).length;
-      return n ? [el("span", { class: `state ${state}` }, `${n} ${state}`)] : [];
+      return n ? [el("span", { class: `state ${state}`, title: means || false }, `${n} ${state}`)] : [];
     });
     const more = this.picture.left_out ? ` (${many(this.picture.left_out, "more call")} not drawn)` : "";
     show(this.counts, el("span", {}, many(calls.size, "call") + more), parts);
