@@ -13,6 +13,7 @@ from myna.actors.scheduler.fleet import Demand, Fleet, demand_of
 from myna.actors.scheduler.graph import SessionGraph
 from myna.actors.scheduler.nodes import CallNode, CallState
 from myna.actors.scheduler.planner import Planner
+from myna.actors.scheduler.policies.lines import is_parked
 
 MOST = 20
 """Calls of the same id, in different sessions, that are explained at once."""
@@ -89,6 +90,8 @@ def _queue(call: CallNode, graph: SessionGraph, fleet: Fleet, planner: Planner, 
     assert call.spec is not None
     demand = demand_of(call.spec, graph.tenant)
     reasons = [] if alone else _workers(demand, fleet)
+    if not alone and is_parked(call):
+        reasons.append("workers keep their memory for contexts under way: it waits until its own has room to stay")
     account = planner.accounts.of(graph.tenant)
     if account.full:
         reasons.append(f"tenant {graph.tenant!r} runs {account.running} calls, as many as its quota allows")

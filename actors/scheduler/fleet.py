@@ -79,7 +79,8 @@ class Worker:
     load: float = 0.0
     """Calls held or KV tokens, whichever is more, as a share of its capacity."""
     has_room: bool = True
-    """Whether its capacity allows another call."""
+    """Whether its capacity allows another call. What is kept for calls to come counts unless it runs nothing: that never shuts
+    it."""
     takes: bool = False
     """Whether it takes another call whose context it has, though its memory is kept for others."""
 
@@ -91,19 +92,16 @@ class Worker:
     def weigh(self) -> None:
         """What it holds, or its offer, has changed."""
         offer, held = self.offer, len(self.held) - len(self.guests)
-        load = held / offer.capacity
-        memory = offer.tokens
+        load, memory, room = held / offer.capacity, offer.tokens, True
         if memory is not None:
-            tokens = self.occupancy.tokens + self.occupancy.kept
+            tokens = self.occupancy.tokens
             if tokens > load * memory:
-                load = tokens / memory if held else min(tokens / memory, NEARLY_FULL)
+                load = tokens / memory
+            room = not held or tokens + self.occupancy.kept < memory
         self.load = load
         self.takes = held < offer.capacity and not offer.draining and not offer.paused
-        self.has_room = self.takes and load < 1.0
+        self.has_room = self.takes and room and load < 1.0
 
-
-NEARLY_FULL = 0.99
-"""The most load of a worker that runs nothing: room kept for calls to come never shuts it."""
 
 SMALL = 64
 """Entries of a heap, stale ones with them, that are not looked through for those that count."""
@@ -195,10 +193,10 @@ class Fleet:
             self._push(worker)
 
     def keep(self, worker_id: WorkerId, tokens: float) -> None:
-        """So many tokens more, or fewer, are kept free on a worker for calls to come."""
+        """So many tokens are kept free on a worker for calls to come."""
         worker = self.workers.get(worker_id)
         if worker is not None:
-            worker.occupancy.kept = max(0.0, worker.occupancy.kept + tokens)
+            worker.occupancy.kept = tokens
             self._push(worker)
 
     def refresh(self, worker: Worker) -> None:

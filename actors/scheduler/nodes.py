@@ -6,7 +6,7 @@ Law: state only. `graph` changes what stands above `--- policies ---`, the plann
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct, field
 
@@ -64,6 +64,7 @@ class CallNode(Struct, eq=False):
     need: Need | None = None
     habit: Habit | None = None  # of its function
     application: Application | None = None
+    asks: tuple[Literal[0, 1, 2], bool, tuple[str, ...]] | None = None  # the line that it was put into last
     queued: int = 0  # number of its entry among the ready calls, 0 while it is not there
     aged: int = 0  # number of the first of its entries since it became ready
     chain: Chain | None = None  # once it has been looked at for dispatch

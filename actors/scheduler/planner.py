@@ -8,19 +8,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import TypeGuard
 
-from myna.actors.messages import Beat, ModelCall, Objective, Usage, VarId, WorkerId
+from myna.actors.messages import Beat, Call, ModelCall, Objective, Usage, VarId, WorkerId
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
 from myna.actors.scheduler.graph import SessionGraph
 from myna.actors.scheduler.nodes import READY, RUNNING, WAITING, CallNode, Placed
 from myna.actors.scheduler.policies import Policies, applications, objectives
 from myna.actors.scheduler.policies.lengths import CHARACTERS, Lengths, work_of
-from myna.actors.scheduler.policies.lines import Lines
+from myna.actors.scheduler.policies.lines import NEW, RESUMES, Lines
 from myna.actors.scheduler.policies.memo import Memo
 from myna.actors.scheduler.policies.objectives import Need
 from myna.actors.scheduler.policies.placement import Because, Place, Placement
-from myna.actors.scheduler.policies.prefixes import Belief, Chain, chain_of
+from myna.actors.scheduler.policies.prefixes import Belief, Chain, chain_of, head_of
 from myna.actors.scheduler.policies.queue import ReadyQueue, leave
 from myna.actors.scheduler.policies.residents import Residents
 from myna.actors.scheduler.policies.retention import AHEAD, WORTH, Retention, Waiver, Wish
@@ -44,7 +45,8 @@ class Planner:
         self._fleet = fleet
         self._reserves = policies.residents and policies.prefixes and policies.capacity
         self._placement = Placement(policies, fleet, self.belief, self.residents)
-        self._lines = Lines(lambda: ReadyQueue(policies, self.accounts, self.lengths))
+        numbers = itertools.count(1)
+        self._lines = Lines(lambda: ReadyQueue(policies, self.accounts, self.lengths, numbers))
         self._copies: dict[CallNode, None] = {}
         self._evicted: dict[WorkerId, float] = {}
 
@@ -144,7 +146,8 @@ class Planner:
             self._spread(leader.session, [leader], call.need)
 
     def _push(self, call: CallNode) -> None:
-        self._lines.push(call, self._fleet.now, resumes=bool(call.inputs) and self._resumes(call))
+        resumes = bool(call.inputs) and self._resumes(call)
+        self._lines.push(call, self._fleet.now, RESUMES if resumes else NEW)
 
     def _resumes(self, call: CallNode) -> bool:
         """Whether it goes on with a context that room is kept for: it goes before new ones, which would take that room."""
@@ -173,8 +176,11 @@ class Planner:
         assert call.session is not None
         graph = call.session
         assert call.habit is not None
-        demand = demand_of(call.spec, graph.tenant)
-        return self._placement.choose(call, demand, self._chain(call), call.habit.output(call.limit), now)
+        demand, chain = demand_of(call.spec, graph.tenant), self._chain(call)
+        place = self._placement.choose(call, demand, chain, call.habit.output(call.limit), now)
+        if place is None and self.residents.any and chain is not None and self._placement.crowded(call, demand, chain):
+            self._lines.park(call, now)
+        return place
 
     def _copy(self, call: CallNode) -> Place | None:
         """Where a call goes whose results stand already: to copy them takes no capacity."""
@@ -268,7 +274,7 @@ class Planner:
         chain = call.chain
         if place is not None and chain is not None and self.policies.prefixes:
             self.belief.placed(chain, worker.id, worker.offer.tokens)
-            self.residents.began(chain, now)
+            self.residents.began(call, chain, now)
         call.placed = Placed(
             at=now,
             worker=worker.id,
@@ -325,13 +331,20 @@ class Planner:
         if call.unended == 1:
             if self.retention is not None and chain is not None and chain.total >= WORTH:
                 self.retention.finishing(call)
-            if self._reserves and chain is not None and call.worker is not None and _spoken(call):
-                own = max(0.0, chain.total - call.constant)
-                self.residents.left(chain, (graph.tenant, call.function), call.worker, own, now)
+            if self._reserves and chain is not None and call.worker is not None and _spoken(call.spec):
+                self._leave(call, call.spec, chain, call.worker, now)
             self.lengths.took(call.work, now - call.since)
             if call.produced:
                 call.habit.learn_output(call.produced)
                 self.accounts.of(graph.tenant).charge(work_of(computed, call.produced) - call.work)
+
+    def _leave(self, call: CallNode, spec: ModelCall, chain: Chain, worker_id: WorkerId, now: float) -> None:
+        """A call leaves its context where it ran."""
+        assert call.session is not None
+        worker = self._fleet.workers.get(worker_id)
+        memory = None if worker is None else worker.offer.tokens
+        key = (call.session.tenant, call.function)
+        self.residents.left(call, chain, head_of(chain, spec), key, worker_id, memory, now)
 
     def _compare(self, call: CallNode, chain: Chain, worker: WorkerId, usage: Usage) -> None:
         placed, there = call.placed, self._fleet.workers.get(worker)
@@ -344,6 +357,7 @@ class Planner:
         """A call has ended, whether it ran or not: nothing is kept of it. Returns ready calls that followed it."""
         if call.counted:
             self._uncount(call)
+        self.residents.ended(call)
         call.chain = None
         application = applications.done(call)
         if application is not None and application.waiting is not None:
@@ -361,6 +375,7 @@ class Planner:
             self._count(call)
         else:
             self._uncount(call)
+        self.residents.ended(call)
         if call.memo is None:
             return []
         self._copies.pop(call, None)
@@ -447,11 +462,12 @@ class Planner:
         self.accounts.check()
         self.belief.check()
         self.memo.check()
+        self.residents.check()
 
 
-def _spoken(call: CallNode) -> bool:
+def _spoken(spec: Call | None) -> TypeGuard[ModelCall]:
     """Whether its prompt has roles: others are seldom gone on with."""
-    return isinstance(call.spec, ModelCall) and call.spec.messages[0].role is not None
+    return isinstance(spec, ModelCall) and spec.messages[0].role is not None
 
 
 def was_copied(call: CallNode) -> bool:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.policies.prefixes import Boundary
+from tests.benchmarks.experiment.simulated import agents
 from tests.benchmarks.simulate import giant, policies, run_giant, simulate
 from tests.benchmarks.simulation.cluster import Cluster
 from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, load
@@ -49,6 +52,22 @@ def test_every_policy_completes_the_mixed_workload(name: str) -> None:
 def test_a_graph_of_thousands_of_calls_is_run_and_closed_without_leaking() -> None:
     assert len(list(giant(3000).calls())) == 3000
     assert run_giant(MODEL, 3000).value > 0
+
+
+def test_agents_whose_contexts_do_not_fit_are_not_all_computed_again_at_each_turn_and_none_waits_for_ever() -> None:
+    model = replace(load(Path(__file__).parent / "simulation" / "h100_myna.json"), tokens=100_000)
+
+    def run(policy: Policies) -> tuple[Cluster, list[float]]:
+        cluster = Cluster(model, 1, policy, check=True)
+        turns = cluster.run(agents(0, count=10, turns=15))
+        return cluster, [turn.ended - turn.asked for turn in turns if turn.ended is not None]
+
+    (aware, theirs), (ours, taken) = run(Policies.none(prefixes=True)), run(Policies())
+    assert len(taken) == len(theirs) == 10
+    assert sum(taken) < sum(theirs) / 1.1
+    assert max(taken) < 1.3 * max(theirs)
+    computed = [next(iter(c.engines.values())).totals["computed_tokens"] for c in (aware, ours)]
+    assert computed[1] < computed[0] / 2
 
 
 # --- the modelled engine ----------------------------------------------------------------------------------------------

@@ -1,25 +1,36 @@
-"""All ready calls, in a queue for each kind of worker that they ask for; and of engines two: calls that go on, and new ones.
+"""All ready calls, in a queue for each kind of worker that they ask for; and of engines three: calls that go on, new ones, and
+parked ones.
 
 Laws:
 - A call that goes on with a context for which room is kept goes before new ones, which would take that room.
+- A call whose context has no room to stay keeps none waiting that need no such room.
 - No starvation: a queue that others went before for `PATIENCE` seconds is served first at every `TURN`th dispatch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from myna.actors.messages import ModelCall, WorkerKind
 from myna.actors.scheduler.fleet import Demand, Fleet
 from myna.actors.scheduler.policies.placement import Place
-from myna.actors.scheduler.policies.queue import PATIENCE, TURN, ReadyQueue
+from myna.actors.scheduler.policies.queue import PATIENCE, TURN, ReadyQueue, leave
 
 if TYPE_CHECKING:
     from myna.actors.scheduler.nodes import CallNode
 
-_Asks = tuple[bool, bool, tuple[str, ...]]
-"""Whether calls are new, or go on with a context that waits for them; of engines or of agents (an enum's hash is slow); names."""
+Order = Literal[0, 1, 2]
+"""Which calls go first: those that go on with a context which room is kept for, new ones, those that wait for room to stay. (A
+number: an enum's hash is slow.)"""
+RESUMES: Order = 0
+NEW: Order = 1
+PARKED: Order = 2
+_LATER = {RESUMES: (NEW, PARKED), NEW: (PARKED,), PARKED: ()}
+"""Those that an order goes before."""
+
+_Asks = tuple[Order, bool, tuple[str, ...]]
+"""An `Order`; whether of engines or of agents (an enum's hash is slow); names."""
 
 _Find = Callable[["CallNode"], Place | None]
 
@@ -49,21 +60,29 @@ class Lines:
         self._make = make
         self._lines: dict[_Asks, _Line] = {}
 
-    def push(self, call: CallNode, now: float, *, resumes: bool) -> None:
-        """A call is ready, or its place has changed. `resumes`: it goes on with a context that room is kept for."""
+    def push(self, call: CallNode, now: float, order: Order) -> None:
+        """A call is ready, or its place has changed."""
         assert call.spec is not None
         assert call.session is not None
-        asks = _asks(call, resumes=resumes)
+        asks = _asks(call, order)
+        if call.queued and call.asks != asks:
+            leave(call)  # the queue that it waited in
+        call.asks = asks
         line = self._lines.get(asks)
         if line is None:
             line = self._lines[asks] = _Line(asks, self._make(), now)
         line.queue.push(call, call.session.tenant, call.spec.priority + call.session.priority, now)
 
+    def park(self, call: CallNode, now: float) -> None:
+        """A call has no room to stay: it waits behind those that have."""
+        if not is_parked(call):
+            self.push(call, now, PARKED)
+
     def choose(self, fleet: Fleet, place: _Find, now: float) -> Iterator[tuple[CallNode, Place]]:
         """Calls that may be dispatched now, each with its place. The caller starts each before it asks for the next."""
         lines = list(self._lines.values())
         if len(lines) > 1:
-            lines.sort(key=_newness)
+            lines.sort(key=_order)
             for line in lines:
                 if line.due(now) and (found := _next(line, place, now)) is not None:
                     line.passed = 0
@@ -80,11 +99,11 @@ class Lines:
 
     def _served(self, line: _Line, now: float) -> None:
         """A call is dispatched from a queue whose turn it was."""
-        new, engine, names = line.asks
-        if new:
-            line.passed, line.since = 0, now
-        elif (other := self._lines.get((True, engine, names))) is not None:
-            other.passed += 1
+        order, engine, names = line.asks
+        line.passed, line.since = 0, now
+        for later in _LATER[order]:
+            if (other := self._lines.get((later, engine, names))) is not None:
+                other.passed += 1
 
     def calls(self) -> Iterator[CallNode]:
         """All that wait."""
@@ -109,14 +128,19 @@ class Lines:
         return sum(len(line.queue) for line in self._lines.values())
 
 
-def _asks(call: CallNode, *, resumes: bool) -> _Asks:
+def is_parked(call: CallNode) -> bool:
+    """Whether a waiting call is put behind others, for want of room to stay."""
+    return call.asks is not None and call.asks[0] == PARKED
+
+
+def _asks(call: CallNode, order: Order) -> _Asks:
     spec = call.spec
     if isinstance(spec, ModelCall):
-        return not resumes, True, spec.models or _ANY
-    return True, False, (call.function,)
+        return order, True, spec.models or _ANY
+    return NEW, False, (call.function,)
 
 
-def _newness(line: _Line) -> bool:
+def _order(line: _Line) -> int:
     return line.asks[0]
 
 

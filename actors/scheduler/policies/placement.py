@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from myna.actors.messages import Source
+from myna.actors.messages import Source, WorkerId
 from myna.actors.scheduler.fleet import Demand, Fleet, Role, Worker
 from myna.actors.scheduler.policies.capacity import Cost
 from myna.actors.scheduler.policies.prefixes import Belief, Chain
-from myna.actors.scheduler.policies.residents import Residents
+from myna.actors.scheduler.policies.residents import LENT, SHARE, Residents
 
 if TYPE_CHECKING:
     from myna.actors.scheduler.nodes import CallNode
@@ -40,9 +40,12 @@ class Because(StrEnum):
     PREFIX = "it has the prefix"
     COPIED = "it is to take over what an identical call has made"
     RESERVED = "it is reserved for calls whose tokens are waited for"
+    OVERDUE = "it has waited long enough for a worker with room to keep its context"
 
 
 _LEAST_LOADED = Because.LEAST_LOADED
+_Candidate = tuple[Worker, float, Because]
+"""A worker, tokens of the prompt that are there, and why it is one."""
 
 
 class Place(Struct, frozen=True):
@@ -80,7 +83,10 @@ class Placement:
         patient = need is not None and need.patient
         pressing = need is not None and need.pressing and policies.interference
         tpot = need.tpot if need is not None and paced else None
-        candidates = self._candidates(demand, chain, paced, patient)
+        back = self._residents.where(chain)
+        candidates = self._candidates(demand, chain, back, paced, patient)
+        if back is None and self._residents.any:
+            candidates = self._keeping(call, chain, candidates, now)
         if not candidates:
             return None
         best = candidates[0]
@@ -88,14 +94,42 @@ class Placement:
             best = min(candidates, key=lambda c: _seconds(c[0], chain.tokens - c[1], output, now))
         worker, matched, because = best
         missing = chain.tokens - matched
+        if because is Because.OVERDUE:
+            self._residents.let_in(worker.id, now + missing * worker.occupancy.steps.prompt_seconds / LENT)
         return Place(worker, Cost(missing + output, missing, output, paced, tpot, pressing), because, matched)
 
+    def crowded(self, call: CallNode, demand: Demand, chain: Chain) -> bool:
+        """Whether there is a worker for a new context, were it not for those that are kept there."""
+        worker = self._fleet.choose(demand)
+        return worker is not None and self._crowds(call, chain, worker, self._belief.matched(chain, worker.id))
+
+    def _crowds(self, call: CallNode, chain: Chain, worker: Worker, matched: float) -> bool:
+        """Whether the context would stay on this worker, and there is no room beside those that are kept there."""
+        occupancy, memory = worker.occupancy, worker.offer.tokens
+        if not occupancy.kept or memory is None:
+            return False
+        needed = occupancy.tokens + occupancy.kept + chain.total - matched
+        if needed <= SHARE * memory:
+            return False
+        assert call.session is not None
+        return self._residents.stays((call.session.tenant, call.function))
+
+    def _keeping(self, call: CallNode, chain: Chain, found: list[_Candidate], now: float) -> list[_Candidate]:
+        """The candidates for a new context that have room to keep it, or where it need not wait for that any more."""
+        keeping = []
+        for candidate in found:
+            worker, matched, _ = candidate
+            if not worker.occupancy.kept or not self._crowds(call, chain, worker, matched):
+                keeping.append(candidate)
+            elif self._residents.overdue(worker.id, call.since, now):
+                keeping.append((worker, matched, Because.OVERDUE))
+        return keeping
+
     def _candidates(
-        self, demand: Demand, chain: Chain, paced: bool, patient: bool
-    ) -> list[tuple[Worker, float, Because]]:
+        self, demand: Demand, chain: Chain, back: WorkerId | None, paced: bool, patient: bool
+    ) -> list[_Candidate]:
         fleet, belief = self._fleet, self._belief
         separate = fleet.homes > 0
-        back = self._residents.where(chain)
         first = fleet.choose(demand, Role.OPEN) if separate and patient else fleet.choose(demand)
         found = [] if first is None else [(first, belief.matched(chain, first.id), _LEAST_LOADED)]
         if separate and paced and back is None:

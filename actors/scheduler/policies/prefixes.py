@@ -82,6 +82,30 @@ def chain_of(call: ModelCall, salt: object, describe: Describe) -> Chain:
     return chained(tuple(boundaries), len(boundaries) if prompt is None else prompt)
 
 
+def head_of(chain: Chain, call: ModelCall) -> Boundary:
+    """The part of a prompt that is made of constants only: what others may begin with too."""
+    constants, head = _leading(call), _NOTHING
+    for boundary in chain.boundaries:
+        if boundary.tokens > constants:
+            break
+        head = boundary
+    return head
+
+
+def _leading(call: ModelCall) -> float:
+    """Tokens of the constants before the first variable."""
+    tokens = 0.0
+    for message in call.messages:
+        for segment in message.segments:
+            if not isinstance(segment, Text):
+                return tokens
+            tokens += len(segment.text) / CHARACTERS
+    return tokens
+
+
+_NOTHING = Boundary(0, 0.0)
+
+
 class Belief:
     """What each worker is thought to hold, least recently used out first."""
 

@@ -14,6 +14,7 @@ Laws:
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
@@ -194,15 +195,18 @@ def leave(call: CallNode) -> None:
 
 
 class ReadyQueue:
-    """All ready calls that ask for the same kind and names."""
+    """All ready calls that ask for the same kind and names. `numbers`: those of its entries; queues between which calls change
+    have them in common."""
 
-    def __init__(self, policies: Policies, accounts: Accounts, lengths: Lengths) -> None:
+    def __init__(
+        self, policies: Policies, accounts: Accounts, lengths: Lengths, numbers: Iterator[int] | None = None
+    ) -> None:
         self._policies = policies
         self._lengths = lengths
         self._accounts = accounts
         self._lanes: dict[Tenant, _Lane] = {}
         self._heap: list[tuple[float, int, _Lane]] = []
-        self._number = 0
+        self._numbers = itertools.count(1) if numbers is None else numbers
 
     def push(self, call: CallNode, tenant: Tenant, priority: int, now: float) -> None:
         """A call is ready; or what decides its place has changed, and it is put there anew."""
@@ -210,21 +214,20 @@ class ReadyQueue:
         lane = self._lanes.get(owner)
         if lane is None:
             lane = self._add_lane(owner)
-        self._number += 1
-        call.queued = self._number
+        number = call.queued = next(self._numbers)
         need = call.need
         urgency = _NORMAL
         if need is not None:
             urgency = need.urgency
             if urgency is _DEADLINE and not lane.in_time(call, now):
                 urgency = _NORMAL
-        application, key, rank = None, float(self._number), 0.0
+        application, key, rank = None, float(number), 0.0
         if self._policies.applications and call.application is not None:
             application, key = call.application, -call.path
             if application.parent is not None:
                 application = application.root()
             rank = application.rank
-        lane.push((-priority, urgency), call, self._number, application, key, rank)
+        lane.push((-priority, urgency), call, number, application, key, rank)
 
     def choose(self, now: float, place: Callable[[CallNode], P | None]) -> tuple[CallNode, P] | None:
         """The next call that `place` finds a place for, and the place: the first tenant's next call, else another tenant's."""
@@ -239,9 +242,12 @@ class ReadyQueue:
                     del self._lanes[lane.tenant]
                     heapq.heappop(self._heap)
                     continue
+                number = call.queued
                 found = None if self._policies.fairness and lane.account.full else place(call)
                 if found is not None:
                     return call, found
+                if call.queued != number:
+                    continue  # `place` has put it elsewhere
                 passed.append(lane)
                 heapq.heappop(self._heap)
             return None
@@ -281,8 +287,7 @@ class ReadyQueue:
         return lane
 
     def _list(self, lane: _Lane) -> None:
-        self._number += 1
-        heapq.heappush(self._heap, (lane.account.served, self._number, lane))
+        heapq.heappush(self._heap, (lane.account.served, next(self._numbers), lane))
 
     def _next_lane(self) -> _Lane | None:
         """The tenant that has been served least. What it was served since it was listed is looked up when it surfaces."""
@@ -291,8 +296,7 @@ class ReadyQueue:
             served, _, lane = heap[0]
             if served >= lane.account.served:
                 return lane
-            self._number += 1
-            heapq.heapreplace(heap, (lane.account.served, self._number, lane))
+            heapq.heapreplace(heap, (lane.account.served, next(self._numbers), lane))
         return None
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from myna.actors.messages import (
     Beat,
     CallId,
+    EventKind,
+    Input,
     Message,
     ModelCall,
     Objective,
@@ -13,11 +16,17 @@ from myna.actors.messages import (
     Running,
     Sampling,
     Text,
+    Usage,
+    VarId,
+    Why,
     WorkerId,
 )
+from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.core import SchedulerCore
-from myna.actors.scheduler.events import Heard
+from myna.actors.scheduler.events import Ended, Heard
 from myna.actors.scheduler.policies import Policies, Spread
+from myna.actors.scheduler.policies.placement import Because
+from myna.actors.scheduler.policies.residents import OVERDUE
 from tests.actors.scheduler.world import SESSION, World, opened
 
 LONG = "the instructions of a very thorough assistant that reads every document twice. " * 100
@@ -124,3 +133,53 @@ def test_an_engine_is_reserved_for_calls_whose_tokens_are_waited_for() -> None:
     assert home.occupancy.other < 10
     other = next(w for w in world.core.fleet.workers.values() if w is not home)
     assert other.occupancy.other > 40
+
+
+def said(name: str, instructions: str, *before: str, function: str = "agent") -> ModelCall:
+    """A turn of a conversation, which has said `before` so far."""
+    segments = (
+        Text(text=instructions),
+        *(Input(variables=(variable,)) for variable in before),
+        Output(variables=(name,), sampling=Sampling(max_tokens=50)),
+    )
+    return ModelCall(id=f"call-{name}", function=function, messages=(Message(segments=segments, role="user"),))
+
+
+def answer(world: World, name: str) -> None:
+    """A call that was dispatched ends, with 20 tokens."""
+    run = next(run for run in world.dispatched if run.call.id == f"call-{name}")
+    world.ended[SESSION, VarId(name)] = OutcomeStatus.VALUE
+    value = (VarId(name), OutcomeStatus.VALUE, run.attempt, world.now, None, Usage(output_tokens=20), 80)
+    world.feed(Ended(*SESSION, *value, name))
+    world.feed(Heard(world.workers[WorkerId("w0")].event(EventKind.FINISHED, run), world.now))
+
+
+def test_a_context_that_would_not_stay_waits_for_room_and_not_for_ever_and_keeps_no_other_call_waiting() -> None:
+    world, turns = World(), Counter[str]()
+    world.join("w0", capacity=64, tokens=4000)
+    world.read_mail()
+    world.open_with()
+
+    def go_on(agent: str) -> None:
+        before = [f"{agent}{n}" for n in range(turns[agent])]
+        world.add(said(f"{agent}{turns[agent]}", agent * 4000, *before))
+        answer(world, f"{agent}{turns[agent]}")
+        turns[agent] += 1
+        world.now += 1.0
+
+    for _ in range(10):  # it is learned that agents go on
+        go_on("a")
+        go_on("b")
+    occupancy = world.core.fleet.workers[WorkerId("w0")].occupancy
+    assert occupancy.kept == 2 * (1000 + 10 * 20)
+    world.add(said("c0", "c" * 4000), said("chat", "?" * 400, function="chat"))
+    answer(world, "chat")
+    began = world.now
+    reasons = world.core.why(Why(call="call-c0"), world.now).calls[0].reasons
+    assert any("waits until its own has room to stay" in reason for reason in reasons)
+    waiting = world.core.sessions[SESSION].graph.calls[CallId("call-c0")]
+    while waiting.placed is None:
+        assert world.now <= began + OVERDUE + 1.0
+        go_on("ab"[sum(turns.values()) % 2])
+    assert waiting.placed.at > began + OVERDUE
+    assert waiting.placed.because == Because.OVERDUE

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from myna.actors.messages import Input, Message, ModelCall, Output, Text, WorkerId
-from myna.actors.scheduler.policies.prefixes import HOLDERS, Belief, Boundary, Chain, chain_of, chained
+from myna.actors.scheduler.policies.prefixes import HOLDERS, Belief, Boundary, Chain, chain_of, chained, head_of
 
 LONG = "a system prompt that everybody shares, of some length. " * 4
 
@@ -52,6 +52,16 @@ def test_the_next_turn_of_a_conversation_begins_with_the_whole_of_the_turn_befor
     second = chain(f"={LONG}", "user1", "reply1", "user2", ">reply2")
     assert shared(first, second) == first.total
     assert second.tokens == first.total + 50
+
+
+def test_the_head_of_a_prompt_is_what_stands_before_its_first_variable() -> None:
+    for parts, tokens in (
+        ((f"={LONG}", "x", f"={LONG}", ">o"), len(LONG) / 4),
+        ((f"={LONG}", f"={LONG}", "x", ">o"), len(LONG) / 2),
+        (("x", f"={LONG}", ">o"), 0.0),
+        (("=short", "x", ">o"), 0.0),
+    ):
+        assert head_of(chain(*parts), program(*parts)).tokens == tokens
 
 
 def test_a_role_is_part_of_the_prefix() -> None:
