@@ -1,14 +1,12 @@
 """The scheduler's thin shell: bus messages in as events, the core's commands out. It decides nothing.
 
-One mailbox, one task that reads it. Outcomes, closes and purges of one session are published in order by that session's outbox,
-which waits for the stream as long as it takes, while the mailbox goes on.
+One mailbox, one task that reads it. What must be stored goes through `outboxes`, so that the mailbox goes on meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, assert_never
@@ -17,11 +15,9 @@ import structlog
 from msgspec import structs
 
 from myna.actors import codec, logs, outcomes, subjects
-from myna.actors.bus import AlreadyAssigned, Bus, BusError, Delivery, Stored, Unavailable
+from myna.actors.bus import Bus, BusError, Delivery, Stored, Unavailable
 from myna.actors.codec import TooLarge, WireError
 from myna.actors.messages import (
-    Cancellation,
-    Close,
     Cordon,
     CordonRequest,
     Drain,
@@ -35,12 +31,10 @@ from myna.actors.messages import (
     LogRequest,
     Run,
     SessionId,
-    SessionUsage,
     StatusRequest,
     StreamStatus,
     Tenant,
     TenantPolicy,
-    Tried,
     Why,
     WorkerId,
 )
@@ -75,8 +69,8 @@ from myna.actors.scheduler.events import (
     Wake,
 )
 from myna.actors.scheduler.lease import Leadership
+from myna.actors.scheduler.outboxes import Outboxes
 from myna.actors.scheduler.policies import Policies
-from myna.actors.scheduler.state import SessionKey
 from myna.actors.subjects import InvalidName, Question, ToWorker
 
 if TYPE_CHECKING:
@@ -90,7 +84,7 @@ TICK = 0.5
 MAILBOX = 20_000
 """Events that may wait. Beyond, subscriptions fill up, and then the actor fails: nothing is dropped silently."""
 RETRY = 0.5
-"""Seconds between two tries to publish what must be published."""
+"""Seconds between two looks for what must be there: a stream, the reason of a failure."""
 LOGS_AT_ONCE = 4
 """Logs that are read for tenants at once: each takes a consumer of the stream's."""
 ENSURE = 3.0
@@ -98,8 +92,6 @@ ENSURE = 3.0
 
 _OURS = ("myna.", "myna-", "$")
 """Where no answer may go: a tenant could make us write where it may not."""
-
-_Stored = EndVariable | AppendEntry | PurgeSession
 
 
 class SchedulerFailed(Exception):
@@ -121,10 +113,9 @@ class Scheduler:
         self._traces = traces
         self._watches = watches if traces is None else (*watches, traces)
         self._name = name
-        self._nonce = uuid.uuid4().hex  # of message ids: who could guess one could have ours taken for a repetition
         self._core = SchedulerCore(policies)
         self._mailbox: asyncio.Queue[SchedulerEvent] = asyncio.Queue(MAILBOX)
-        self._outboxes: dict[SessionKey, deque[_Stored]] = {}
+        self._outboxes = Outboxes(bus, lambda work: self._tasks.create_task(work))
         self._streams: tuple[StreamStatus, ...] = ()
         self._log_read = 0
         """Sequence of the last entry of the log that is in the mailbox."""
@@ -446,7 +437,7 @@ class Scheduler:
             case LetGo(worker=worker, release=release):
                 await self._tell(worker, ToWorker.RELEASE, codec.encode(release))
             case EndVariable() | AppendEntry() | PurgeSession():
-                self._put_out(command)
+                self._outboxes.put(command)
             case Inquire():
                 self._tasks.create_task(self._inquire(command))
             case WakeAt(at=at):
@@ -473,66 +464,6 @@ class Scheduler:
             with logs.about(*about):
                 log.warning("not sent", subject=subject, reason=str(error))
 
-    def _put_out(self, command: _Stored) -> None:
-        key = (command.tenant, command.session)
-        outbox = self._outboxes.get(key)
-        if outbox is None:
-            outbox = self._outboxes[key] = deque()
-            self._tasks.create_task(self._empty(key, outbox))
-        outbox.append(command)
-
-    async def _empty(self, key: SessionKey, outbox: deque[_Stored]) -> None:
-        told: set[str] = set()
-        while outbox:
-            logs.ABOUT.set(_about(outbox[0]))  # of this task, which does nothing else
-            try:
-                await self._store(outbox[0])
-            except Unavailable as error:
-                log.warning("not stored yet", reason=str(error))
-                await asyncio.sleep(RETRY)
-                continue
-            except BusError as error:  # full, or forbidden: somebody must mend it, and readers wait meanwhile
-                log.error("can't be stored", reason=str(error))
-                await asyncio.sleep(RETRY)
-                continue
-            except WireError as error:
-                log.error("could not be stored", reason=str(error))
-            else:
-                _tell_failed(outbox[0], told)
-            outbox.popleft()
-        del self._outboxes[key]
-
-    async def _store(self, command: _Stored) -> None:
-        match command:
-            case EndVariable(tenant, session, variable, outcome):
-                await self._end(subjects.write(tenant, session, variable), outcome)
-            case AppendEntry(tenant, session, entry):
-                subject = subjects.log(tenant, session)
-                which = "closed" if isinstance(entry, Close) else f"{entry.call}:{entry.tries}"
-                await self._bus.append(subject, codec.encode(entry), message_id=f"{subject}:{which}:{self._nonce}")
-            case PurgeSession(tenant, session, used):
-                for n, part in enumerate(used):
-                    await self._record(subjects.usage(tenant, session, n), part)
-                for stream in (subjects.VALUES, subjects.CHUNKS, subjects.LOG):
-                    await self._bus.purge(stream, subjects.of_session(tenant, session))
-            case _:
-                assert_never(command)
-
-    async def _record(self, subject: str, used: SessionUsage) -> None:
-        with contextlib.suppress(AlreadyAssigned):  # by an earlier leader that could not purge
-            headers = outcomes.usage_headers(used)
-            await self._bus.append(subject, codec.encode(used), headers=headers, message_id=f"{subject}:{self._nonce}")
-
-    async def _end(self, subject: str, outcome: Failure | Cancellation) -> None:
-        try:
-            data, headers = outcomes.pack(outcome)
-        except TooLarge:
-            data, headers = outcomes.pack(outcomes.shortened(outcome))
-        try:
-            await self._bus.append(subject, data, headers=headers, message_id=f"{subject}:ended:{self._nonce}")
-        except AlreadyAssigned:
-            log.debug("a value came first", subject=subject)
-
 
 def _named(subject: str) -> tuple[object, ...]:
     """Whose a message is, as far as its subject says it."""
@@ -541,32 +472,6 @@ def _named(subject: str) -> tuple[object, ...]:
     except InvalidName:
         return ()
     return (address.tenant, address.session, None, None, address.variable)
-
-
-def _about(command: _Stored) -> tuple[object, ...]:
-    match command:
-        case EndVariable(tenant, session, variable, Failure(call=call)):
-            return (tenant, session, call, None, variable)
-        case EndVariable(tenant, session, variable):
-            return (tenant, session, None, None, variable)
-        case AppendEntry(tenant, session, Tried(call=call)):
-            return (tenant, session, call)
-        case AppendEntry(tenant, session) | PurgeSession(tenant, session):
-            return (tenant, session)
-        case _:
-            assert_never(command)
-
-
-def _tell_failed(command: _Stored, told: set[str]) -> None:
-    """Failures, by their codes alone: their texts may quote a value. Of all that follows from one call's, the first is told."""
-    match command:
-        case EndVariable(outcome=Failure(code=code, call=call, function=function)) if call not in told:
-            told.add(call)
-            log.info("a call failed", code=code, function=function)
-        case AppendEntry(entry=Tried(tries=tries)):
-            log.info("an attempt failed, and is made again", tries=tries)
-        case _:
-            pass
 
 
 def _ids(event: SchedulerEvent) -> dict[str, object]:
