@@ -1,6 +1,7 @@
 """What ranks do together between the parts of a layer, on GPUs: small steps through each other's memory, large ones by NCCL.
 
-Where GPUs can't reach each other's memory, NCCL does all of it.
+Where GPUs can't reach each other's memory, NCCL does all of it. So it does for the second group of a process's life: torch shares
+memory once for a group's name, and every process's first group has the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Sums:
 
         Each rank has `columns` of these."""
         shape = MailboxShape(ranks.size, rows, size, logit_rows, columns, dtype)
-        return cls(ranks, _exchange(ranks, shape) if ranks.reach_each_other() else None)
+        return cls(ranks, _exchange(ranks, shape) if ranks.reach_each_other() and _is_first(ranks) else None)
 
     def norm(
         self, x: Tensor, weight: Tensor, eps: float, residual: Tensor, *, one_plus: bool, rows: Tensor | None
@@ -50,12 +51,21 @@ class Sums:
         return self._ranks.join(columns)
 
 
+def _is_first(ranks: Ranks) -> bool:
+    """Whether no rank has shared memory under the group's name before."""
+    return bool(ranks.least(not symmetric_memory.is_symm_mem_enabled_for_group(_group().group_name)))
+
+
+def _group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None, "the ranks have met"
+    return group
+
+
 def _exchange(ranks: Ranks, shape: MailboxShape) -> Exchange:
     mailbox = symmetric_memory.empty(shape.bytes, dtype=torch.uint8, device=ranks.device)
     mailbox.zero_()
-    group = dist.group.WORLD
-    assert group is not None, "the ranks have met"
-    handle = symmetric_memory.rendezvous(mailbox, group)
+    handle = symmetric_memory.rendezvous(mailbox, _group())
     torch.cuda.synchronize(ranks.device)
     ranks.meet()  # nobody writes before all are zeroed
     return Exchange(shape, ranks.rank, mailbox, list(handle.buffer_ptrs), keep=handle)

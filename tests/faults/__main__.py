@@ -14,12 +14,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.reporting import Row, show, write
-from tests.faults.play import Report, perform
+from tests.faults.endless import perform_bounded
+from tests.faults.play import Report
 
 SHOWN = 20
 TOLD = 5_000
@@ -77,8 +79,8 @@ def _timed(total: Sum) -> Iterator[None]:
 def many(seeds: range, jobs: int, total: Sum) -> None:
     """Schedules on so many processes; `total` is right at any moment."""
     began = time.monotonic()
-    with _timed(total), multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        for report in pool.imap_unordered(perform, seeds, chunksize=50):
+    with _timed(total), ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        for report in pool.map(perform_bounded, seeds, chunksize=50):
             total.add(report)
             if total.schedules % TOLD == 0:
                 print(
@@ -95,7 +97,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the record goes")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        report = perform(arguments.seed)
+        report = perform_bounded(arguments.seed)
         tell(report)
         return int(bool(report.problems))
     total = Sum()

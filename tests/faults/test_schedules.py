@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.play import perform
+from tests.faults import endless
+from tests.faults.play import Report, perform
 
 SCHEDULES, PARTS = 1000, 20
 
@@ -30,3 +31,14 @@ def test_a_schedule_is_the_same_in_every_process() -> None:
     )
     assert perform(seed).trace in told.stdout
     assert perform(seed + 1).trace not in told.stdout
+
+
+def test_a_schedule_that_never_ends_is_told_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spin(seed: int) -> Report:
+        while True:
+            pass
+
+    monkeypatch.setattr(endless, "perform", spin)
+    (problem,) = endless.perform_bounded(7, patience=1).problems
+    assert "not over" in problem
+    assert "spin" in problem
