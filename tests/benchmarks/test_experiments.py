@@ -12,13 +12,14 @@ from myna.sdk.timeline import CallTimes
 from tests.benchmarks.experiment import floors, peers, simulated
 from tests.benchmarks.experiment.applications import TASK, Chain, CodingAgent, MapReduce
 from tests.benchmarks.experiment.arms import Arm, Client, Load, Outcome
+from tests.benchmarks.experiment.comparing import CACHED, MYNA, panel_of, rows_of
 from tests.benchmarks.experiment.made import SHAPES, network
 from tests.benchmarks.experiment.pictures import draw_all
+from tests.benchmarks.experiment.running import Engine, Extent, bench
 from tests.benchmarks.experiment.scheduling import ALL, all_but, policies_of
 from tests.benchmarks.experiment.smoke import fallen, ratios
 from tests.benchmarks.experiment.words import made_tokenizer, made_words
 from tests.benchmarks.experiment.workloads import EXPERIMENTS, Scale, named, poisson
-from tests.benchmarks.experiments import CACHED, MYNA, Engine, bench, panel_of, rows_of
 from tests.benchmarks.simulation.engine import load
 
 
@@ -74,7 +75,7 @@ def test_a_ratio_is_the_baselines_median_over_ours_with_the_target_of_its_baseli
         CACHED: [[outcome("chain", s)] for s in (3.0, 2.0, 9.0)],
         MYNA: [[outcome("chain", s)] for s in (1.0, 2.0, 2.0)],
     }
-    (made,) = rows_of(experiment, taken)
+    made = rows_of(experiment, taken)[0]
     assert (made.case, made.metric, made.value, made.target) == ("chain summary", "0 ms ratio to (b)", 1.5, 1.05)
 
 
@@ -153,6 +154,6 @@ def test_a_simulated_agent_pauses_between_its_turns_whoever_sends_its_calls() ->
 @pytest.mark.timeout(300)
 @pytest.mark.cluster
 async def test_an_experiment_runs_through_nats_scheduler_and_engine_in_every_arm() -> None:
-    done = await bench(Engine(Scale.TINY, "tiny", "cpu"), named(Scale.TINY, ["best of n"]), 1, few=True)
+    done = await bench(Engine(Scale.TINY, "tiny", "cpu"), named(Scale.TINY, ["best of n"]), Extent(1, few=True))
     assert ratios(done.rows).keys() == {("best of n", "0 ms ratio to (b)")}
     assert [len(panel["calls"]) for panel in done.timelines["best of n"]["panels"]] == [4, 4]

@@ -192,7 +192,8 @@ class CodingAgent:
     pause: float = 2.0
 
     def __str__(self) -> str:
-        return f"{self.turns} turns on {self.context} tokens, tools of {self.pause:g} s"
+        turn = f"{self.action} + {self.result} tokens"
+        return f"{self.turns} turns of {turn} on {self.context}, tools of {self.pause:g} s"
 
     def application(self, words: Words) -> Application:
         """See the class."""

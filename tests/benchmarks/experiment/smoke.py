@@ -16,8 +16,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from tests.benchmarks.experiment.running import Engine, Extent, bench
 from tests.benchmarks.experiment.workloads import EXPERIMENTS, Scale
-from tests.benchmarks.experiments import Engine, bench
 from tests.benchmarks.reporting import Row, write
 
 RECORD = Path(__file__).parents[1] / "results" / "smoke" / "experiments.json"
@@ -54,7 +54,7 @@ def fallen(now: Ratios, before: Ratios) -> list[str]:
 def measure() -> Sequence[Row]:
     """All experiments, tiny."""
     engine = Engine(Scale.TINY, "tiny", "cpu")
-    return asyncio.run(bench(engine, EXPERIMENTS[Scale.TINY], RUNS, few=True)).rows
+    return asyncio.run(bench(engine, EXPERIMENTS[Scale.TINY], Extent(RUNS, few=True))).rows
 
 
 def main() -> int:

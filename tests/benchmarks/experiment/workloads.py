@@ -255,7 +255,8 @@ EXPERIMENTS: dict[Scale, tuple[Experiment, ...]] = {
         loaded_chain(Chain(8), 3.5),
         best_of(BestOf(16)),
         thoughts(Thoughts(3, 5, 2)),
-        coding_agents(CodingAgent(10, 12_000, pause=1.5), 6, 64_000),
+        # Ten turns whose contexts grow as in forty of 240 tokens.
+        coding_agents(CodingAgent(10, 12_000, result=800, pause=1.5), 12, 150_000),
         many_map_reduces(MapReduce(16), 8, 0.2),
         team(Team(4, code=250, review=60)),
         team(Team(8, code=250, review=60)),
