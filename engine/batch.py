@@ -1,7 +1,7 @@
 """Which tokens go into the next step, and who gives way when pages run out. No torch, no clock, no I/O here.
 
 Continuous batching: every step takes one token of each decoding program and fills the rest of its budget with chunks of
-prompts. Why it can't come to a standstill: programs are strictly ordered by importance (priority, then arrival); when a
+prompts. Why it can't come to a standstill: programs are strictly ordered by importance (priority, order, arrival); when a
 page is wanted, everything less important gives way in turn (idle contexts, then running programs, then pins), and
 whatever gives way keeps its tokens and is computed again. No context may outgrow the pool, so the most important
 program always fits. What waits takes a running one's place only by its priority.
@@ -17,7 +17,7 @@ from itertools import chain
 from myna.engine.context import Context, ContextStore
 from myna.engine.errors import OutOfPages
 from myna.engine.interface import BatchLimits
-from myna.engine.program import Program, ProgramState
+from myna.engine.program import Importance, Program, ProgramState
 
 _LOOK_AHEAD = 4
 LEAST = -(2**31)
@@ -53,6 +53,10 @@ class Batch:
         self._unpin = unpin
         self._ahead: int | None = None
         """Tokens that the step being planned may still compute for nobody; None: no bound."""
+        self._lead: tuple[int, float] | None = None
+        """Priority and order of the first program that draws in it."""
+        self._withheld = 0
+        """Tokens of its prompts that those who come after that one have less."""
 
     def add(self, program: Program) -> None:
         """Put a program in the queue."""
@@ -85,10 +89,12 @@ class Batch:
         schedule = Schedule()
         self._make_way()
         # Decodes come on top: what is left of a prompt after a step that they shortened would cost a whole step more.
-        decoding = any(program.work == 1 for program in self.running)
-        budget = (self._limits.mixed_tokens if decoding else None) or self._limits.step_tokens
+        limits = self._limits
+        self._lead = next((program.key[:2] for program in self.running if program.work == 1), None)
+        budget = (limits.mixed_tokens if self._lead is not None else None) or limits.step_tokens
+        self._withheld = max(budget - (limits.leading_tokens or budget), 0)
         awaited = any(program.request.priority > LEAST for program in chain(self.running, self.waiting))
-        self._ahead = self._limits.ahead_tokens if awaited else None
+        self._ahead = limits.ahead_tokens if awaited else None
         calm = self.preemptions
         for program in list(self.running):
             if program.state is ProgramState.RUNNING:
@@ -97,7 +103,16 @@ class Batch:
             self._admit(budget, schedule)
         return schedule
 
-    def computed(self, chunk: Chunk) -> None:
+    def begun(self, chunks: Iterable[Chunk]) -> None:
+        """A step of these chunks has begun. From here on its tokens count as computed: whatever begins later comes after it."""
+        place = 0
+        for chunk in chunks:
+            self._computed(chunk)
+            if chunk.draws:
+                chunk.program.expect(place)
+                place += 1
+
+    def _computed(self, chunk: Chunk) -> None:
         """Account for a computed chunk, and publish a prefix that others wait for."""
         program = chunk.program
         program.context.advance(chunk.tokens)
@@ -115,12 +130,16 @@ class Batch:
             if program.output is None:  # else it has nothing to do until its last draw is read
                 schedule.idle.append(program)
             return 0
-        tokens = 1 if work == 1 else self._part(program, max(budget, 0))
+        tokens = 1 if work == 1 else self._part(program, max(self._left(program, budget), 0))
         if not tokens or not self._reserve(program, tokens):
             return 0
         draws = tokens == program.context.pending and program.output is not None
         schedule.chunks.append(Chunk(program, tokens, draws))
         return tokens if work > 1 else 0
+
+    def _left(self, program: Program, budget: int) -> int:
+        """What of the step's budget is left for a program's prompt: less, where an output goes before it."""
+        return budget - self._withheld if self._lead is not None and self._lead < program.key[:2] else budget
 
     def _part(self, program: Program, budget: int) -> int:
         """Tokens of a prompt that a step computes. What is computed ahead must hold nobody up, until somebody waits for it."""
@@ -187,7 +206,7 @@ class Batch:
     def _admit(self, budget: int, schedule: Schedule) -> None:
         # A bounded look ahead past those that wait for a prefix: a queue of thousands must not cost every step.
         for program in self.waiting[: _LOOK_AHEAD * self._limits.max_sequences]:
-            if budget <= 0 or len(self.running) >= self._limits.max_sequences:
+            if self._left(program, budget) <= 0 or len(self.running) >= self._limits.max_sequences:
                 return
             if program.context.unread or self._waits_for_prefix(program):  # its last token is known a step from now
                 continue
@@ -241,7 +260,7 @@ class Batch:
         return True
 
 
-def _importance(program: Program) -> tuple[int, tuple[int, int]]:
+def _importance(program: Program) -> Importance:
     return program.key
 
 

@@ -102,7 +102,8 @@ class CallFrame(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
-    """Run a call. `seed` serves the outputs that name none; without either, one is derived from the request's id."""
+    """Run a call. `seed` serves the outputs that name none; without either, one is derived from the request's id. `order`: see
+    `myna.engine.request.Request`."""
 
     request_id: str
     call: CallFrame
@@ -110,6 +111,7 @@ class Submit(msgspec.Struct, frozen=True, omit_defaults=True, tag="submit"):
     namespace: str = ""
     cache_prefix: bool = True
     seed: int | None = None
+    order: float = 0.0
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

@@ -44,16 +44,19 @@ class BatchLimits:
 
     `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
     `ahead_tokens` of prompts that nobody waits for, while there is anything else: as many as a step of outputs computes for next
-    to nothing; None: no bound.
+    to nothing; None: no bound. And `leading_tokens` of prompts beside outputs of programs that go before them: longer steps would
+    cost those their lead; None: as beside others.
     """
 
     max_sequences: int = 64
     step_tokens: int = 1024
     mixed_tokens: int | None = None
     ahead_tokens: int | None = None
+    leading_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.max_sequences, self.step_tokens, self.mixed_tokens or 1, self.ahead_tokens or 1) < 1:
+        parts = (self.mixed_tokens, self.ahead_tokens, self.leading_tokens)
+        if min(self.max_sequences, self.step_tokens, *(part or 1 for part in parts)) < 1:
             raise ValueError("a batch needs room for at least one sequence and one token")
 
 

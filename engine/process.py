@@ -159,8 +159,9 @@ class EngineServer:
             else:
                 call = _call(command.call, command.seed)
                 steps = render(call, self._tokenizer)
+                namespace, cached = command.namespace, command.cache_prefix
                 self._engine.submit(
-                    Request(request_id, steps, command.priority, command.namespace, command.cache_prefix)
+                    Request(request_id, steps, command.priority, namespace, cached, order=command.order)
                 )
         except RequestError as error:
             self._report(frames.FailedReport(request_id, type(error).__name__, str(error)))

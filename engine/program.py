@@ -33,6 +33,9 @@ _SEEDS = 2**64
 NO_GRAMMARS: Mapping[Constraint, Grammar] = MappingProxyType({})
 """Of a request without constraints."""
 
+Importance = tuple[int, float, tuple[int, int]]
+"""Priority, order, arrival; the least goes first."""
+
 
 class ProgramState(StrEnum):
     """Where a program is; `Batch` alone changes it. A held one waits for its turn in its context."""
@@ -44,7 +47,7 @@ class ProgramState(StrEnum):
 
 
 class Program:
-    """`capacity`: most tokens that the context may ever have. `arrival` orders programs of the same priority. `grammars`: of the
+    """`capacity`: most tokens that the context may ever have. `arrival` orders programs of the same priority and order. `grammars`: of the
     constraints of all its outputs."""
 
     def __init__(
@@ -73,9 +76,9 @@ class Program:
         self._sibling = sibling
 
     @property
-    def key(self) -> tuple[int, tuple[int, int]]:
+    def key(self) -> Importance:
         """Order of importance, the most important program first."""
-        return -self.request.priority, self.arrival
+        return -self.request.priority, self.request.order, self.arrival
 
     @property
     def owns_context(self) -> bool:

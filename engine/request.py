@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NewType, TypeAlias
 
 from myna.engine.context import ContextId
-from myna.engine.errors import InvalidPrompt
+from myna.engine.errors import InvalidPrompt, PromptTooLong
 from myna.engine.sampling import SamplingParams
 
 RequestId = NewType("RequestId", str)
@@ -53,7 +53,7 @@ Step: TypeAlias = Fill | Generate
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A program. Higher `priority` goes first; among equals the earlier request does.
+    """A program. Higher `priority` goes first, among equals the least `order`, and then the earlier request.
 
     `namespace`: whose prefixes it shares; nothing is shared between namespaces. `cache_prefix=False` neither uses nor
     feeds the prefix cache. `context`: an open context to work in, which stays open afterwards; None makes one and frees
@@ -66,6 +66,7 @@ class Request:
     namespace: str = ""
     cache_prefix: bool = True
     context: ContextId | None = None
+    order: float = 0.0
 
     def __post_init__(self) -> None:
         if self.namespace.startswith("\0"):
@@ -81,6 +82,33 @@ class Request:
                 raise InvalidPrompt(f"request {self.id!r} forces more outputs than the {step.sampling.n} it draws")
             if step.sampling.n > 1 and step is not self.steps[-1]:
                 raise InvalidPrompt("an output drawn n > 1 times must be a prompt's last step: nothing can follow all")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What every request has to keep to: token ids under `vocab_size`, and contexts of at most `capacity` tokens, which is less
+    than the model's `context_length` where the KV pool is smaller."""
+
+    vocab_size: int
+    context_length: int
+    capacity: int
+
+    def check(self, request: Request) -> None:
+        """Raises InvalidPrompt, InvalidSampling and PromptTooLong."""
+        total = 0
+        for step in request.steps:
+            match step:
+                case Fill(token_ids):
+                    total += len(token_ids)
+                    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocab_size:
+                        raise InvalidPrompt(f"a token id lies outside the vocabulary of {self.vocab_size} tokens")
+                case Generate(sampling=sampling, forced_token_ids=forced):
+                    sampling.check_vocabulary(self.vocab_size)
+                    if any(not 0 <= token < self.vocab_size for tokens in forced for token in tokens):
+                        raise InvalidPrompt("a forced token id lies outside the vocabulary")
+        if total + 1 > self.capacity:
+            pool = self.capacity < self.context_length
+            raise PromptTooLong(total, self.capacity, *(("the KV pool",) if pool else ()))
 
 
 @dataclass(frozen=True, slots=True)

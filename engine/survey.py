@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from myna.engine.program import Program, ProgramState
@@ -76,7 +76,7 @@ class StepLog:
         )
 
 
-def requests(groups: Iterable[tuple[RequestId, list[Program]]]) -> Iterator[RequestView]:
+def requests(groups: Iterable[tuple[RequestId, Sequence[Program]]]) -> Iterator[RequestView]:
     """What is under way; of a request with siblings, the first."""
     for id_, programs in groups:
         if programs:

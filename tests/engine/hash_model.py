@@ -14,10 +14,14 @@ from dataclasses import replace
 
 import torch
 
+from myna.engine.engine import Engine, EngineConfig
 from myna.engine.immediate import ImmediateRunner
-from myna.engine.interface import ModelSpec, StepUnderWay
+from myna.engine.interface import BatchLimits, ModelSpec, StepUnderWay
 from myna.engine.plan import StepPlan
 from myna.engine.sampler import Drawn, Row, sample
+from tests.engine.tiny_tokenizers import words
+
+VOCABULARY, CONTEXT, EOS = 16, 64, 0
 
 
 def predict(tokens: Sequence[int], vocabulary: int) -> int:
@@ -28,7 +32,9 @@ def predict(tokens: Sequence[int], vocabulary: int) -> int:
 class HashModel(ImmediateRunner):
     """Implements `ModelRunner`."""
 
-    def __init__(self, *, vocabulary: int = 16, context_length: int = 64, eos: int = 0, ahead: int = 0) -> None:
+    def __init__(
+        self, *, vocabulary: int = VOCABULARY, context_length: int = CONTEXT, eos: int = EOS, ahead: int = 0
+    ) -> None:
         self.ahead = ahead
         self.begun = self.read = 0
         self._last: list[int] = []
@@ -98,3 +104,9 @@ class Late:
         self._model.read += 1
         assert self._model.read == self._number, "steps are read out of order"
         return self._drawn
+
+
+def serve(model: HashModel, *, pages: int = 32, page: int = 4, limits: BatchLimits | None = None) -> Engine:
+    """An engine over a model, of few pages, which verifies itself after each step."""
+    config = EngineConfig(page_size=page, kv_tokens=pages * page, limits=limits or BatchLimits(4, 16), checks=True)
+    return Engine(model, words(model.spec.vocab_size), config)

@@ -9,23 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from myna.engine.context import ContextId
-from myna.engine.engine import Engine, EngineConfig
+from myna.engine.engine import Engine
 from myna.engine.errors import ContextBusy, PromptTooLong, RequestCancelled
 from myna.engine.interface import BatchLimits
 from myna.engine.request import Fill, Generate, Request, RequestId, Step
 from myna.engine.sampling import SamplingParams
 from tests.engine.driving import Said, ask, drain, greedy
-from tests.engine.hash_model import HashModel, predict
-from tests.engine.tiny_tokenizers import words
+from tests.engine.hash_model import CONTEXT, EOS, VOCABULARY, HashModel, predict, serve
 
 torch.set_num_threads(1)
-VOCABULARY, CONTEXT, EOS = 16, 64, 0
 
 
 def engine(*, pages: int = 32, sequences: int = 4, step: int = 16, page: int = 4, ahead: int = 0) -> Engine:
-    limits = BatchLimits(sequences, step)
-    config = EngineConfig(page_size=page, kv_tokens=pages * page, limits=limits, checks=True)
-    return Engine(HashModel(vocabulary=VOCABULARY, context_length=CONTEXT, ahead=ahead), words(VOCABULARY), config)
+    return serve(HashModel(ahead=ahead), pages=pages, page=page, limits=BatchLimits(sequences, step))
 
 
 def expected(prompt: list[int], tokens: int, capacity: int) -> list[int]:
@@ -56,9 +52,7 @@ def test_decodes_and_chunks_of_prompts_share_steps() -> None:
 
 
 def test_what_is_computed_ahead_takes_little_of_a_step_until_somebody_waits_for_it() -> None:
-    limits = BatchLimits(4, 32, ahead_tokens=4)
-    config = EngineConfig(page_size=4, kv_tokens=256, limits=limits, checks=True)
-    machine = Engine(HashModel(vocabulary=VOCABULARY, context_length=CONTEXT), words(VOCABULARY), config)
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 32, ahead_tokens=4))
     machine.submit(ask("running", [1, 2], greedy(20, ignore_eos=True)))
     machine.step()
     machine.retain(RequestId("ahead"), [3] * 24)
@@ -74,9 +68,7 @@ def test_what_is_computed_ahead_takes_little_of_a_step_until_somebody_waits_for_
 
 
 def test_what_is_computed_ahead_delays_no_first_token() -> None:
-    limits = BatchLimits(4, 64, ahead_tokens=4)
-    config = EngineConfig(page_size=4, kv_tokens=256, limits=limits, checks=True)
-    machine = Engine(HashModel(vocabulary=VOCABULARY, context_length=CONTEXT), words(VOCABULARY), config)
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 64, ahead_tokens=4))
     machine.submit(ask("first", [1] * 20, greedy(2, ignore_eos=True)))
     machine.retain(RequestId("ahead"), [3] * 40)
     machine.step()

@@ -7,19 +7,9 @@ import torch
 
 from myna.engine.admission import admit
 from myna.engine.engine import Engine, EngineConfig
-from myna.engine.errors import (
-    ContextBusy,
-    ContextFreed,
-    InvalidPrompt,
-    InvalidSampling,
-    PromptTooLong,
-    RequestCancelled,
-    StepFailed,
-)
 from myna.engine.interface import BatchLimits
 from myna.engine.model import Model
-from myna.engine.plan import StepPlan
-from myna.engine.request import Fill, Finished, FinishReason, Generate, Request, RequestId
+from myna.engine.request import Fill, FinishReason, Generate, Request, RequestId
 from myna.engine.sampling import SamplingParams
 from tests.engine.driving import Said, ask, drain, greedy
 from tests.engine.tiny_models import ADMITTED, BOS, EOS, VOCAB_SIZE, build
@@ -214,117 +204,11 @@ def test_logprobs_come_with_each_token() -> None:
     assert all(entry.alternatives[0] == (entry.token_id, entry.logprob) for entry in entries)
 
 
-@pytest.mark.parametrize(
-    ("request_", "error"),
-    [
-        (ask("bad", range(3, 3 + 150), greedy(1)), None),
-        (ask("bad", [3] * 512, greedy(1)), PromptTooLong),
-        (ask("bad", [3, VOCAB_SIZE], greedy(1)), InvalidPrompt),
-        (ask("bad", [3, -1], greedy(1)), InvalidPrompt),
-        (ask("bad", [], greedy(1)), InvalidPrompt),
-        (ask("bad", [3], greedy(1, stop_token_ids=(VOCAB_SIZE,))), InvalidSampling),
-        (ask("bad", [3], greedy(1), context=999), ContextFreed),
-        (Request(RequestId("bad"), (Fill((3,)), Generate(0, greedy(1), ((VOCAB_SIZE,),)))), InvalidPrompt),
-    ],
-)
-def test_a_request_that_cannot_be_served_fails_alone(request_: Request, error: type[Exception] | None) -> None:
-    machine = engine()
-    machine.submit(ask("good", PROMPTS[0], greedy(OUT)))
-    machine.submit(request_)
-    said = drain(machine)
-    assert said.tokens["good", 0] == reference("llama")[0]
-    assert (type(said.failed.get("bad")) if error else None) == error
-
-
-def test_a_prompt_larger_than_the_pool_blocks_nobody() -> None:
-    machine = engine(pages=10)
-    machine.submit(ask("huge", tokens(40, 1), greedy(1)))
-    machine.submit(ask("good", PROMPTS[0], greedy(OUT)))
-    said = drain(machine)
-    assert isinstance(said.failed["huge"], PromptTooLong)
-    assert said.tokens["good", 0] == reference("llama")[0]
-
-
 def test_an_output_ends_where_the_pool_ends() -> None:
     machine = engine(pages=4)
     machine.submit(ask("r", PROMPTS[0], greedy(100, ignore_eos=True)))
     finished = drain(machine).finished["r", 0]
     assert (finished.reason, finished.usage.output_tokens) == (FinishReason.LENGTH, 16 - 5)
-
-
-def test_a_cancelled_request_frees_its_pages_and_the_others_go_on() -> None:
-    machine = engine()
-    machine.submit(ask("gone", PROMPTS[1], greedy(50, n=2), cache_prefix=False))
-    machine.submit(ask("good", PROMPTS[0], greedy(OUT)))
-    said = Said()
-    for _ in range(4):
-        said.hear(machine.step())
-    machine.cancel(RequestId("gone"))
-    machine.cancel(RequestId("gone"))
-    machine.cancel(RequestId("never"))
-    drain(machine, said)
-    assert isinstance(said.failed["gone"], RequestCancelled)
-    assert said.tokens["good", 0] == reference("llama")[0]
-    assert not list(machine.contexts)
-
-
-def test_a_busy_context_is_not_forked_and_freeing_it_fails_what_runs_in_it() -> None:
-    machine = engine()
-    context = machine.open_context()
-    machine.fill(context, PROMPTS[0])
-    fork = machine.fork(context)
-    name = machine.generate(context, greedy(50, ignore_eos=True))
-    with pytest.raises(ContextBusy):
-        machine.fork(context)
-    said = Said()
-    said.hear(machine.step())
-    machine.free(context)
-    drain(machine, said)
-    assert isinstance(said.failed[name], ContextFreed)
-    with pytest.raises(ContextFreed):
-        machine.free(context)
-    other = machine.generate(fork, greedy(OUT))
-    assert drain(machine).tokens[other, 0] == reference("llama")[0]
-
-
-def test_a_retained_prefix_outlives_pressure_and_yields_when_nothing_else_can() -> None:
-    machine = engine(pages=24)
-    machine.retain(RequestId("pin"), SHARED)
-    assert drain(machine).done == ["pin"]
-    machine.submit(ask("a", tokens(40, 8), greedy(2)))
-    machine.submit(ask("b", tokens(40, 9), greedy(2)))
-    drain(machine)
-    machine.submit(ask("hit", [*SHARED, 5], greedy(1)))
-    assert drain(machine).finished["hit", 0].usage.cached_tokens == 40
-    assert machine.stats().pins == 1
-    machine.submit(ask("large", tokens(90, 10), greedy(2)))
-    assert drain(machine).done == ["large"]
-    assert machine.stats().pins == 0
-
-
-def test_of_retained_prefixes_the_one_whose_use_is_farthest_yields_first() -> None:
-    machine = engine(pages=24)
-    for name, seed, distance in (("soon", 20, 1.0), ("late", 21, 60.0), ("later", 22, 30.0)):
-        machine.retain(RequestId(name), tokens(24, seed), distance=distance)
-        drain(machine)
-    assert machine.stats().pins == 3
-    machine.submit(ask("large", tokens(60, 23), greedy(2)))
-    assert drain(machine).done == ["large"]
-    assert 0 < machine.stats().pins < 3
-    machine.submit(ask("hit", [*tokens(24, 20), 5], greedy(1)))
-    assert drain(machine).finished["hit", 0].usage.cached_tokens == 24
-
-
-def test_a_prefix_is_computed_when_nothing_else_waits_and_given_up_when_it_need_not_be_kept() -> None:
-    machine = engine(sequences=1)
-    machine.retain(RequestId("pin"), SHARED)
-    machine.submit(ask("first", PROMPTS[0], greedy(2)))
-    assert drain(machine).done == ["first", "pin"]
-    machine.retain(RequestId("other"), tokens(40, 9))
-    machine.unpin(RequestId("other"))
-    said = drain(machine)
-    assert isinstance(said.failed["other"], RequestCancelled)
-    assert machine.stats().pins == 1
 
 
 def test_nothing_is_shared_between_namespaces() -> None:
@@ -363,35 +247,3 @@ def test_pages_are_taken_from_what_is_less_important() -> None:
         said.hear(machine.step())
     machine.submit(ask("high", tokens(50, 8), greedy(2, ignore_eos=True), priority=1))
     assert drain(machine, said).done == ["high", "low"]
-
-
-class FailingModel(Model):
-    """The real model, broken for the plans that hold a certain token."""
-
-    def forward(self, plan: StepPlan) -> torch.Tensor:
-        if 13 in plan.token_ids:
-            raise RuntimeError("out of memory")
-        logits = super().forward(plan)
-        return torch.full_like(logits, float("nan")) if 14 in plan.token_ids else logits
-
-
-def test_a_failing_step_fails_its_requests_and_the_engine_goes_on() -> None:
-    whole = model()
-    broken = FailingModel(whole._network, whole.attention, whole.spec)
-    machine = Engine(broken, words(VOCAB_SIZE), EngineConfig(page_size=4, kv_tokens=256, checks=True))
-    said = Said()
-    for name, last in (("raises", 13), ("no numbers", 14)):
-        machine.submit(ask(name, [1, last], greedy(3)))
-        drain(machine, said)
-        assert isinstance(said.failed[name], StepFailed)
-    machine.submit(ask("good", PROMPTS[0], greedy(OUT)))
-    assert drain(machine, said).tokens["good", 0] == reference("llama")[0]
-
-
-def test_every_request_ends_in_exactly_one_last_event() -> None:
-    machine = engine(pages=30, sequences=4, step=16)
-    for number in range(20):
-        machine.submit(ask(f"r{number}", tokens(3 + 5 * (number % 7), number), SamplingParams(max_tokens=1 + number)))
-    said = drain(machine)
-    assert sorted(said.done) == sorted(f"r{number}" for number in range(20))
-    assert all(isinstance(said.finished[f"r{number}", 0], Finished) for number in range(20))

@@ -7,22 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from myna.engine.engine import Engine, EngineConfig
+from myna.engine.engine import Engine
 from myna.engine.interface import BatchLimits
 from myna.engine.request import FinishReason, RequestId
 from myna.engine.sampling import SamplingParams
 from tests.engine.driving import Said, ask, drain, greedy
-from tests.engine.hash_model import HashModel
-from tests.engine.tiny_tokenizers import words
+from tests.engine.hash_model import HashModel, serve
 
 torch.set_num_threads(1)
-VOCABULARY = 16
 
 
 def engine(ahead: int, *, pages: int = 64, sequences: int = 4, step: int = 16) -> tuple[Engine, HashModel]:
-    model = HashModel(vocabulary=VOCABULARY, context_length=64, ahead=ahead)
-    config = EngineConfig(page_size=4, kv_tokens=4 * pages, limits=BatchLimits(sequences, step), checks=True)
-    return Engine(model, words(VOCABULARY), config), model
+    model = HashModel(ahead=ahead)
+    return serve(model, pages=pages, limits=BatchLimits(sequences, step)), model
 
 
 def test_a_step_begins_before_the_one_before_is_read() -> None:
