@@ -513,6 +513,8 @@ class Run(Frozen, frozen=True, tag="run"):
     cache: str = ""
     """The prefix cache that the call shares: its tenant's own, where this is empty."""
     source: Source | None = None
+    order: float = 0.0
+    """Its place among the worker's calls of the same priority, the least first: the scheduler's order goes on there."""
 
 
 class Stop(Frozen, frozen=True, tag="stop"):

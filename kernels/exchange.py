@@ -24,19 +24,11 @@ import triton.language as tl
 from torch import Tensor
 
 from myna.kernels.launching import overlaps, processors
+from myna.kernels.norm import begin_norm, chosen_row, round_and_keep, row_of_residual, store_normed, sum_of_parts
 
 _PIECES = 8  # of a row of logits, which programs of their own send
 _PIECE_BLOCK = 4096
 _ALIGN = 512  # bytes
-
-
-@triton.jit
-def _row_sum(x_ptr, place, offs, mask, stride_part, stride_x, PARTS: tl.constexpr):
-    """This rank's share of a row, the sum over its parts, float32."""
-    x = tl.load(x_ptr + place * stride_x + offs, mask=mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        x += tl.load(x_ptr + part * stride_part + place * stride_x + offs, mask=mask, other=0.0).to(tl.float32)
-    return x
 
 
 @triton.jit
@@ -56,18 +48,11 @@ def _sum_and_norm_kernel(
     """Program p adds up rows p, p + programs and so on over all ranks, adds the residual's, and norms them."""
     offs = tl.arange(0, BLOCK)
     mask = offs < SIZE
-    weight = tl.load(weight_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    if ONE_PLUS:
-        weight += 1.0
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    weight = begin_norm(weight_ptr, offs, mask, ONE_PLUS, PDL)
     for row in tl.range(tl.program_id(0), count, tl.num_programs(0)):
-        token = tl.cast(row, tl.int64)
-        if ROWS:
-            token = tl.load(rows_ptr + row).to(tl.int64)
+        token = chosen_row(rows_ptr, row, ROWS)
         number = tl.load(counts_ptr + row) + 1
-        own = _row_sum(x_ptr, token, offs, mask, stride_part, stride_x, PARTS).to(weight_ptr.dtype.element_ty)
+        own = sum_of_parts(x_ptr, token, offs, mask, stride_part, stride_x, PARTS).to(weight_ptr.dtype.element_ty)
         place = ((number & 1).to(tl.int64) * RANKS + RANK) * MOST + row
         for rank in tl.static_range(RANKS):
             if rank != RANK:
@@ -86,12 +71,10 @@ def _sum_and_norm_kernel(
     flags_ptr = (here + flags_at).to(tl.pointer_type(tl.int32))
     mail_ptr = (here + mail_at).to(tl.pointer_type(weight_ptr.dtype.element_ty))
     for row in tl.range(tl.program_id(0), count, tl.num_programs(0)):
-        token = tl.cast(row, tl.int64)
-        if ROWS:
-            token = tl.load(rows_ptr + row).to(tl.int64)
+        token = chosen_row(rows_ptr, row, ROWS)
         number = tl.load(counts_ptr + row) + 1
-        own = _row_sum(x_ptr, token, offs, mask, stride_part, stride_x, PARTS).to(weight_ptr.dtype.element_ty)
-        total = tl.load(residual_ptr + token * SIZE + offs, mask=mask, other=0.0).to(tl.float32)
+        own = sum_of_parts(x_ptr, token, offs, mask, stride_part, stride_x, PARTS).to(weight_ptr.dtype.element_ty)
+        total = row_of_residual(residual_ptr, token, offs, mask, SIZE)  # while the others' shares are on their way
         shares = tl.zeros([BLOCK], tl.float32)
         for rank in tl.static_range(RANKS):
             if rank == RANK:
@@ -101,13 +84,8 @@ def _sum_and_norm_kernel(
                 place = ((number & 1).to(tl.int64) * RANKS + rank) * MOST + row
                 share = tl.load(mail_ptr + place * SIZE + offs, mask=mask, other=0.0, cache_modifier=".cg")
                 shares += share.to(tl.float32)
-        total = (total + shares).to(residual_ptr.dtype.element_ty)
-        if not ROWS:  # two of them may be the same
-            tl.store(residual_ptr + token * SIZE + offs, total, mask=mask)
-        total = total.to(tl.float32)
-        scale = tl.rsqrt(tl.sum(total * total, 0) / SIZE + eps)
-        output = (total * scale * weight).to(output_ptr.dtype.element_ty)
-        tl.store(output_ptr + tl.cast(row, tl.int64) * SIZE + offs, output, mask=mask)
+        total = round_and_keep(total + shares, residual_ptr, token, offs, mask, SIZE, ROWS)
+        store_normed(total, weight, output_ptr, row, offs, mask, eps, SIZE)
         tl.store(counts_ptr + row, number)
 
 

@@ -18,38 +18,26 @@ import triton.language as tl
 from torch import Tensor
 
 from myna.kernels.launching import overlaps
+from myna.kernels.norm import begin_norm, chosen_row, round_and_keep, row_of_residual, store_normed, sum_of_parts
 
 
 @triton.jit
 def _rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, output_ptr, rows_ptr, eps, stride_part, stride_x, stride_output,
+    x_ptr, residual_ptr, weight_ptr, output_ptr, rows_ptr, eps, stride_part, stride_x,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr,
     ONE_PLUS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program t norms row t (or `rows[t]`). With a residual, the row is first added to it, there and in place."""
-    place = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(0)
     offs = tl.arange(0, BLOCK)
     mask = offs < SIZE
-    weight = tl.load(weight_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    if ONE_PLUS:
-        weight += 1.0
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    token = place
-    if ROWS:
-        token = tl.load(rows_ptr + place).to(tl.int64)
-    x = tl.load(x_ptr + token * stride_x + offs, mask=mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        x += tl.load(x_ptr + part * stride_part + token * stride_x + offs, mask=mask, other=0.0).to(tl.float32)
+    weight = begin_norm(weight_ptr, offs, mask, ONE_PLUS, PDL)
+    row = chosen_row(rows_ptr, place, ROWS)
+    x = sum_of_parts(x_ptr, row, offs, mask, stride_part, stride_x, PARTS)
     if RESIDUAL:
-        x += tl.load(residual_ptr + token * SIZE + offs, mask=mask, other=0.0).to(tl.float32)
-        x = x.to(residual_ptr.dtype.element_ty)
-        if not ROWS:  # two of them may be the same
-            tl.store(residual_ptr + token * SIZE + offs, x, mask=mask)
-        x = x.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps)
-    tl.store(output_ptr + place * stride_output + offs, (x * scale * weight).to(output_ptr.dtype.element_ty), mask=mask)
+        x += row_of_residual(residual_ptr, row, offs, mask, SIZE)
+        x = round_and_keep(x, residual_ptr, row, offs, mask, SIZE, ROWS)
+    store_normed(x, weight, output_ptr, place, offs, mask, eps, SIZE)
 
 
 @triton.jit
@@ -144,7 +132,7 @@ def rms_norm(
     pdl = overlaps(x.device)
     _rms_norm_kernel[(count,)](
         x, x if residual is None else residual, weight, output, weight if rows is None else rows, eps,
-        x.stride(0), x.stride(-2), output.stride(0),
+        x.stride(0), x.stride(-2),
         SIZE=size, BLOCK=block, PARTS=parts, RESIDUAL=residual is not None, ROWS=rows is not None, ONE_PLUS=one_plus,
         PDL=pdl, num_warps=min(16, max(1, block // 512)), launch_pdl=pdl,
     )  # fmt: skip

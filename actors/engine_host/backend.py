@@ -395,6 +395,7 @@ def _submit(request_id: str, job: Job, tokenizer: str) -> frames.Submit:
         namespace=namespace,
         cache_prefix=cache_prefix,
         seed=seed,
+        order=job.order,
     )
 
 

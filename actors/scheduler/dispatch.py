@@ -98,6 +98,7 @@ class Dispatcher:
             resume=call.seen,
             cache=self._cache(tenant, session),
             source=place.source,
+            order=state.planner.order(call),
         )
         waited = now - call.since
         self.occupy(call, place.worker, attempt, now, place)

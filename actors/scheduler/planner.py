@@ -22,7 +22,7 @@ from myna.actors.scheduler.policies.memo import Memo
 from myna.actors.scheduler.policies.objectives import Need
 from myna.actors.scheduler.policies.placement import Because, Place, Placement
 from myna.actors.scheduler.policies.prefixes import Belief, Chain, chain_of, head_of
-from myna.actors.scheduler.policies.queue import ReadyQueue, leave
+from myna.actors.scheduler.policies.queue import ReadyQueue, leave, order_of
 from myna.actors.scheduler.policies.residents import Residents
 from myna.actors.scheduler.policies.retention import AHEAD, WORTH, Retention, Waiver, Wish
 from myna.actors.scheduler.policies.tenants import Accounts
@@ -161,6 +161,10 @@ class Planner:
         self.residents.expire(now)
         found = self._lines.choose(self._fleet, partial(self._place, now), now) if self._fleet.takers else iter(())
         return itertools.chain(self._copied(), found) if self._copies else found
+
+    def order(self, call: CallNode) -> float:
+        """Its place among its worker's calls: where prompts are waiting there, this order goes on."""
+        return order_of(call) if self.policies.applications else 0.0
 
     def _copied(self) -> Iterator[tuple[CallNode, Place]]:
         while self._copies:

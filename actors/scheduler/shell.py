@@ -1,6 +1,7 @@
 """The scheduler's thin shell: bus messages in as events, the core's commands out. It decides nothing.
 
-One mailbox, one task that reads it. What must be stored goes through `outboxes`, so that the mailbox goes on meanwhile.
+One mailbox, one task that reads it. What must be stored goes through `outboxes`, so that the mailbox goes on meanwhile; what is
+said once through `post`; `questions` never come into the mailbox, since their answers change nothing.
 """
 
 from __future__ import annotations
@@ -8,38 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, assert_never
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, assert_never
 
 import structlog
 from msgspec import structs
 
 from myna.actors import codec, logs, outcomes, subjects
 from myna.actors.bus import Bus, BusError, Delivery, Stored, Unavailable
-from myna.actors.codec import TooLarge, WireError
+from myna.actors.codec import WireError
 from myna.actors.messages import (
-    Cordon,
-    CordonRequest,
-    Drain,
-    DrainRequest,
     ErrorCode,
     Event,
     EventKind,
     Failure,
-    GraphRequest,
     LogEntry,
-    LogRequest,
     Run,
-    SessionId,
-    StatusRequest,
+    Status,
     StreamStatus,
     Tenant,
     TenantPolicy,
-    Why,
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler import border, history
+from myna.actors.scheduler import border
 from myna.actors.scheduler.commands import (
     AppendEntry,
     Command,
@@ -71,7 +64,9 @@ from myna.actors.scheduler.events import (
 from myna.actors.scheduler.lease import Leadership
 from myna.actors.scheduler.outboxes import Outboxes
 from myna.actors.scheduler.policies import Policies
-from myna.actors.subjects import InvalidName, Question, ToWorker
+from myna.actors.scheduler.post import Post
+from myna.actors.scheduler.questions import Questions
+from myna.actors.subjects import InvalidName, ToWorker
 
 if TYPE_CHECKING:
     from myna.actors.telemetry.traces import SchedulerTraces
@@ -85,13 +80,8 @@ MAILBOX = 20_000
 """Events that may wait. Beyond, subscriptions fill up, and then the actor fails: nothing is dropped silently."""
 RETRY = 0.5
 """Seconds between two looks for what must be there: a stream, the reason of a failure."""
-LOGS_AT_ONCE = 4
-"""Logs that are read for tenants at once: each takes a consumer of the stream's."""
 ENSURE = 3.0
 """Seconds between two looks whether the streams are there: one in memory is gone after a restart of its only server."""
-
-_OURS = ("myna.", "myna-", "$")
-"""Where no answer may go: a tenant could make us write where it may not."""
 
 
 class SchedulerFailed(Exception):
@@ -115,11 +105,12 @@ class Scheduler:
         self._name = name
         self._core = SchedulerCore(policies)
         self._mailbox: asyncio.Queue[SchedulerEvent] = asyncio.Queue(MAILBOX)
-        self._outboxes = Outboxes(bus, lambda work: self._tasks.create_task(work))
+        self._outboxes = Outboxes(bus, self._spawn)
+        self._post = Post(bus)
+        self._questions = Questions(bus, self._core, self._post, self._spawn, self._status)
         self._streams: tuple[StreamStatus, ...] = ()
         self._log_read = 0
         """Sequence of the last entry of the log that is in the mailbox."""
-        self._reading_logs = asyncio.Semaphore(LOGS_AT_ONCE)
         self._tasks: asyncio.TaskGroup
         self._failed: asyncio.Future[None]
         self.rejected = 0
@@ -207,6 +198,9 @@ class Scheduler:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.create_task(work)
 
     def _on_error(self, error: BusError) -> None:
         if not self._failed.done():
@@ -323,74 +317,14 @@ class Scheduler:
         await self._mailbox.put(Touched(address.tenant, address.session, self._now()))
 
     async def _on_question(self, delivery: Delivery) -> None:
-        if delivery.reply is None:
-            return
         try:
-            question, tenant = border.question(delivery.subject)
-            if delivery.reply.startswith(_OURS):
-                raise WireError(f"an answer to {delivery.reply!r} was asked for")
-            if question is Question.LOG:
-                self._tell_log(delivery, tenant)
-                return
-            answer = self._answer(question, delivery.data, tenant)
+            await self._questions.answer(delivery)
         except WireError as error:
             self._reject(delivery.subject, error)
-            return
-        await self._send(delivery.reply, answer)
 
-    def _tell_log(self, delivery: Delivery, tenant: Tenant | None) -> None:
-        """Begin to read a log for its tenant. Raises `WireError`."""
-        if tenant is None:
-            raise WireError("the operator follows the logs themselves")
-        asked: LogRequest = codec.decode(delivery.data, LogRequest)
-        self._tasks.create_task(self._read_log(delivery, tenant, SessionId(subjects.token(asked.session)), asked.after))
-
-    async def _read_log(self, delivery: Delivery, tenant: Tenant, session: SessionId, after: int) -> None:
-        assert delivery.reply is not None
-        async with self._reading_logs:
-            try:
-                answer = codec.encode(await history.page(self._bus, tenant, session, after))
-            except (BusError, TimeoutError, WireError) as error:  # who asked asks again
-                log.warning("a log can't be told", tenant=tenant, session=session, reason=str(error) or "time-out")
-                return
-        await self._send(delivery.reply, answer)
-
-    def _answer(self, question: Question, data: bytes, tenant: Tenant | None) -> bytes:
-        """The answer for a tenant, or for the operator. Raises `WireError`."""
-        match question:
-            case Question.STATUS:
-                codec.decode(data, StatusRequest)
-                status = self._core.status(self._now(), self.rejected, tenant)
-                if tenant is None:
-                    status = structs.replace(status, streams=self._streams)
-                try:
-                    return codec.encode(status)
-                except TooLarge:
-                    return codec.encode(structs.replace(status, sessions=()))
-            case Question.WHY:
-                return codec.encode(self._core.why(codec.decode(data, Why), self._now(), tenant))
-            case Question.DRAIN:
-                drained: DrainRequest = codec.decode(data, DrainRequest)
-                return self._order(drained.worker, ToWorker.DRAIN, lambda lease: Drain(lease=lease), tenant)
-            case Question.CORDON:
-                asked: CordonRequest = codec.decode(data, CordonRequest)
-                order = ToWorker.CORDON
-                return self._order(asked.worker, order, lambda lease: Cordon(lease=lease, lift=asked.lift), tenant)
-            case Question.LOG:
-                raise WireError("a log is read from its stream")
-            case Question.GRAPH:
-                return codec.encode(self._core.graph(codec.decode(data, GraphRequest), self._now(), tenant))
-            case _:
-                assert_never(question)
-
-    def _order(self, name: str, what: ToWorker, order: Callable[[int], Drain | Cordon], tenant: Tenant | None) -> bytes:
-        """Tell a worker what the operator wants; the answer is who is there. Raises `WireError` where a tenant asks."""
-        if tenant is not None:
-            raise WireError(f"tenant {tenant!r} can't {what} workers")
-        worker = WorkerId(name)
-        if self._core.lease is not None and worker in self._core.fleet.workers:
-            self._tasks.create_task(self._tell(worker, what, codec.encode(order(self._core.lease))))
-        return self._answer(Question.STATUS, codec.encode(StatusRequest()), None)
+    def _status(self, tenant: Tenant | None) -> Status:
+        status = self._core.status(self._now(), self.rejected, tenant)
+        return structs.replace(status, streams=self._streams) if tenant is None else status
 
     async def _tick(self) -> None:
         while True:
@@ -421,7 +355,7 @@ class Scheduler:
             watch.commanded(command)
         match command:
             case SayHello(hello=hello):
-                await self._send(subjects.HELLO, codec.encode(hello))
+                await self._post.send(subjects.HELLO, codec.encode(hello))
             case Dispatch(worker=worker, run=run, waited=waited):
                 try:
                     data = codec.encode(run)
@@ -429,13 +363,13 @@ class Scheduler:
                     return self._core.handle(Heard(_undeliverable(worker, run, error), self._now()))
                 headers = None if self._traces is None else self._traces.headers(run, waited)
                 about = (run.tenant, run.session, run.call.id, run.attempt)
-                await self._send(border.to_worker(worker, ToWorker.RUN), data, headers, about)
+                await self._post.tell(worker, ToWorker.RUN, data, headers, about)
             case Halt(worker=worker, stop=stop):
-                await self._tell(worker, ToWorker.STOP, codec.encode(stop))
+                await self._post.tell(worker, ToWorker.STOP, codec.encode(stop))
             case Keep(worker=worker, retain=retain):
-                await self._tell(worker, ToWorker.RETAIN, codec.encode(retain))
+                await self._post.tell(worker, ToWorker.RETAIN, codec.encode(retain))
             case LetGo(worker=worker, release=release):
-                await self._tell(worker, ToWorker.RELEASE, codec.encode(release))
+                await self._post.tell(worker, ToWorker.RELEASE, codec.encode(release))
             case EndVariable() | AppendEntry() | PurgeSession():
                 self._outboxes.put(command)
             case Inquire():
@@ -450,19 +384,6 @@ class Scheduler:
         """Never lost: a mailbox that is full has events after which the core looks anyway."""
         with contextlib.suppress(asyncio.QueueFull):
             self._mailbox.put_nowait(Wake(self._now()))
-
-    async def _tell(self, worker: WorkerId, leaf: ToWorker, data: bytes) -> None:
-        await self._send(border.to_worker(worker, leaf), data)
-
-    async def _send(
-        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, about: Sequence[object] = ()
-    ) -> None:
-        """Send at most once: what is lost shows in the next beats."""
-        try:
-            await self._bus.publish(subject, data, headers=headers)
-        except (BusError, ValueError) as error:  # too large, or, for an answer, no subject at all
-            with logs.about(*about):
-                log.warning("not sent", subject=subject, reason=str(error))
 
 
 def _named(subject: str) -> tuple[object, ...]:

@@ -72,6 +72,8 @@ class Job:
     resumed: Mapping[VarId, Resumed] = field(default_factory=dict)
     cache: str = ""
     """The prefix cache that it shares: its tenant's own, where this is empty."""
+    order: float = 0.0
+    """Its place among calls of the same priority, the least first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,8 @@ class WorkerCore:
         if attempt.unmade:
             attempt.begun_at = event.now
             resumed = {v: r for v, o in attempt.outputs.items() if (r := o.resumed) is not None}
-            self._out.append(Begin(Job(event.key, attempt.run.call, event.inputs, resumed, attempt.run.cache)))
+            run = attempt.run
+            self._out.append(Begin(Job(event.key, run.call, event.inputs, resumed, run.cache, run.order)))
         for output in attempt.outputs.values():
             self._advance(attempt, output, event.now)
         self._settle(attempt)

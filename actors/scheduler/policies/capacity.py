@@ -30,7 +30,7 @@ HOLD = 30.0
 """Seconds for which an engine stays reserved after its last paced call: conversations go on."""
 HALF_LIFE = 20.0
 """Seconds."""
-BACKLOG = 0.25
+BACKLOG = 0.5
 """Seconds of prompts not yet computed that an engine may have; with so many it is given no more until half of them are done."""
 MANY = 16
 """Pressing calls on an engine beside which prompts are taken as they come: fewer would leave its steps too empty."""

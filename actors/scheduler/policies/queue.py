@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from myna.actors.messages import Tenant
-from myna.actors.scheduler.policies.applications import Application
+from myna.actors.scheduler.policies.applications import AGEING, Application
 from myna.actors.scheduler.policies.lengths import Lengths
 from myna.actors.scheduler.policies.objectives import Urgency
 from myna.actors.scheduler.policies.tenants import Account, Accounts
@@ -33,6 +33,7 @@ PATIENCE = 30.0
 """Seconds after which age begins to count."""
 TURN = 4
 """Of so many dispatches of a tenant one is for age, while somebody has waited too long."""
+_CLASS = AGEING * PATIENCE
 LANES = 8
 """Tenants that are tried when the first one's next call has no place."""
 
@@ -192,6 +193,18 @@ class _Lane:
 def leave(call: CallNode) -> None:
     """A call waits no more: its entries count no more, and are dropped when they surface."""
     call.queued = call.aged = 0
+
+
+def order_of(call: CallNode) -> float:
+    """The same order as one number, the least first, for calls that have left the queue: a class of urgency is worth `PATIENCE`
+    seconds of age, so that nobody starves by it."""
+    application = call.application
+    if application is None:
+        return 0.0
+    if application.parent is not None:
+        application = application.root()
+    rank = application.rank
+    return rank if call.need is None else rank + _CLASS * (call.need.urgency - _NORMAL)
 
 
 class ReadyQueue:

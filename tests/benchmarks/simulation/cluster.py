@@ -155,7 +155,7 @@ class Cluster:
                 self._held[worker][key] = run.attempt
                 self._outputs[key] = outputs_of(call)
                 output = sum(client.job.outputs[v] for v in self._outputs[key])
-                self.engines[worker].submit(Request(key, chain.boundaries, chain.prompt, output), now)
+                self.engines[worker].submit(Request(key, chain.boundaries, chain.prompt, output, order=run.order), now)
             case Halt(worker=worker, stop=stop):
                 key = (stop.tenant, stop.session, stop.call)
                 self._held[worker].pop(key, None)

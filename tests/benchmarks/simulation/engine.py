@@ -1,18 +1,21 @@
 """An engine modelled by the time of its steps: batching, chunked prefill, a prefix cache with LRU eviction, a bounded memory.
 
 Law: a step takes `base + slope x sequences + kv x tokens read + prefill x prompt tokens computed`, tokens that several sequences
-share being read once. Prompts are computed in the order of arrival, at most `chunk` tokens a step, beside the decoding; prefixes
-that nobody waits for after all others, and at most `AHEAD` tokens of them while there is anything else, as our engine does.
+share being read once. Prompts are computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step
+beside the decoding, and `leading` beside calls that go before them; prefixes that nobody waits for after all others, and at most
+`AHEAD` tokens of them while there is anything else, as our engine does.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+from bisect import insort
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ class EngineModel:
     chunk: int = 2048
     tokens: int = 400_000
     sequences: int = 256
+    leading: int | None = None
     source: str = ""
 
     @property
@@ -68,6 +72,7 @@ class Request:
     cached: float = 0.0
     admitted: bool = False
     dropped: bool = False
+    order: float = 0.0
     ahead: bool = False
     """Nobody waits for it: a prefix that calls to come begin with."""
     first: float | None = None
@@ -92,7 +97,7 @@ class Engine:
     model: EngineModel
     at: Callable[[float, Callable[[float], None]], None]
     finished: Callable[[Request, float], None]
-    waiting: deque[Request] = field(default_factory=deque)
+    waiting: list[Request] = field(default_factory=list)
     ahead: deque[Request] = field(default_factory=deque)
     decoding: list[tuple[int, int, Request]] = field(default_factory=list)
     totals: dict[str, float] = field(
@@ -126,8 +131,9 @@ class Engine:
             names = set(_names(request.boundaries[: request.prompt])) if self.ahead else set()
             for early in [r for r in self.ahead if r.boundaries[-1].name in names]:
                 self.ahead.remove(early)
-                self.waiting.append(early)
-            self.waiting.append(request)
+                early.order = request.order
+                insort(self.waiting, early, key=_order)
+            insort(self.waiting, request, key=_order)
         self._interrupt(now)
 
     def cancel(self, key: Any) -> None:
@@ -198,7 +204,11 @@ class Engine:
 
     def _take_prompts(self) -> list[tuple[Request, float]]:
         room, taken = float(self.model.chunk), list[tuple[Request, float]]()
-        for request in [*self.waiting, *self.ahead]:
+        lead = min((r.order for _, _, r in self.decoding), default=inf)
+        withheld = room - (self.model.leading or room)
+        begun = [request for request in self.waiting if request.admitted]
+        new = [request for request in self.waiting if not request.admitted]
+        for request in [*begun, *new, *self.ahead]:
             if request.dropped:
                 self._leave(request)
                 if request.admitted:
@@ -206,8 +216,12 @@ class Engine:
                 continue
             if not request.admitted and (self._underway(request) or not self._admit(request)):
                 break
+            if lead < request.order:
+                room, withheld = room - withheld, 0.0
             if (self.decoding or taken) and request in self.ahead:
                 room = min(room, AHEAD)
+            if room <= 0:
+                break
             tokens = min(request.missing, room)
             taken.append((request, tokens))
             room -= tokens
@@ -355,6 +369,10 @@ class Engine:
                 self.let_go(max(self._kept, key=lambda kept: self._kept[kept][0]))  # the one that is used last
             else:
                 return
+
+
+def _order(request: Request) -> float:
+    return request.order
 
 
 def _names(boundaries: Iterable[Boundary]) -> Iterator[int]:

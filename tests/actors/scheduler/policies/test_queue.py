@@ -11,7 +11,7 @@ from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.policies.applications import Application
 from myna.actors.scheduler.policies.lengths import Lengths
 from myna.actors.scheduler.policies.objectives import Need, Urgency
-from myna.actors.scheduler.policies.queue import PATIENCE, TURN, ReadyQueue
+from myna.actors.scheduler.policies.queue import PATIENCE, TURN, ReadyQueue, order_of
 from myna.actors.scheduler.policies.tenants import Accounts, Share
 
 T = Tenant("t")
@@ -109,6 +109,18 @@ def test_what_can_no_longer_be_in_time_gives_way_to_what_can_and_still_goes_befo
     assert set(order[: len(hopeful)]) == hopeful
     assert order[-1] == "batch"
     assert len(order) == len(calls) + 1
+
+
+def test_calls_that_have_left_the_queue_keep_its_order_until_age_makes_up_for_it() -> None:
+    batch, urgent = Need(Urgency.BATCH), Need(Urgency.INTERACTIVE)
+    calls = [ready("small", work=1), ready("large", work=50), ready("batch", work=1, need=batch)]
+    calls.append(ready("urgent", work=90, need=urgent))
+    assert [c.id for c in sorted(calls, key=order_of)] == ["urgent", "small", "large", "batch"]
+    for late, passed in ((PATIENCE, False), (3.1 * PATIENCE, True)):
+        newer = ready("newer", work=1, need=urgent)
+        assert newer.application is not None
+        newer.application.born = late
+        assert (order_of(calls[2]) < order_of(newer)) is passed
 
 
 def test_a_call_whose_need_has_changed_is_queued_anew_and_taken_once() -> None:

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from tests.actors.scheduler.world import opened
+from tests.actors.stage import call
+
+
+def test_status_tells_workers_sessions_and_what_waits() -> None:
+    world = opened(*(call(f"c{i}") for i in range(4)), call("d", "c0"), capacity=1)
+    status = world.core.status(world.now, rejected=3)
+    (session,) = status.sessions
+    assert (session.calls, session.waiting, session.ready, session.running) == (5, 1, 3, 1)
+    assert (status.queued, status.rejected, status.lease) == (3, 3, world.lease)
+    assert [(w.worker, w.running, w.capacity) for w in status.workers] == [("w0", 1, 1)]
