@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from asyncio import events
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -52,7 +53,14 @@ class ProcessLoop(asyncio.BaseEventLoop):
         while timers and timers[0]._cancelled:
             heapq.heappop(timers)._scheduled = False
             self._timer_cancelled_count -= 1
-        return timers[0]._when - self.skew if timers else None
+        return self._due(timers[0]._when) if timers else None
+
+    def _due(self, when: float) -> float:
+        """The first moment of the simulation at which this loop's clock, rounded, shows `when`."""
+        at = when - self.skew
+        while at + self.skew < when:
+            at = math.nextafter(at, math.inf)
+        return at
 
     def turn(self) -> None:
         """Run what is ready and due, once."""
