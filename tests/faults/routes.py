@@ -13,7 +13,8 @@ from pathlib import Path
 from myna.actors.bus.nats import NatsBus
 from myna.actors.server import Server, ServerConfig
 from myna.actors.subjects import HELLO
-from tests.faults.cluster import Cluster, Wire, free_ports
+from tests.faults.cluster import Cluster, Wire
+from tests.ports import free_ports
 
 NOBODY = "127.0.0.1:1"
 """Where servers say that they are reached, so that none finds a way around the wires."""

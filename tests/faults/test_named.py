@@ -65,7 +65,7 @@ DEFECTS = (
 ONCE = {
     42646: "a sleeper wrote into a session that was purged, and a late reader believed it: test_takeover, "
     "test_a_worker_that_was_away_writes_nothing_into_a_session_that_was_purged_meanwhile",
-    53167: "a timer was not yet due at its time by a clock that had leapt, and was set again for ever: the simulation's own rounding",
+    53167: "a timer was not yet due at its time by a clock that had leapt, and was set again for ever (a rounding)",
     12780: "a session could not be opened in its time, and was told so: no defect, and the verdict said that it was",
 }
 """Schedules that showed something once, and show it no more even without the remedy: what shows it now."""
