@@ -14,9 +14,9 @@ demo: ## Run the demonstration on the real default model
 dev: ## Install everything that work on Myna needs
 	@.ci/venv dev
 
-test: ## Run the tests; name some with: make test T=tests/actors
+test: ## Run the tests; name some with: make test T=tests/actors, one after another with: make test T=-n0
 	@.ci/venv dev
-	$(BIN)/python -m pytest $(T)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(T)
 
 test-docker: ## Build the cluster's images, run it, break it: 15 minutes and more
 	@.ci/venv dev

@@ -43,9 +43,9 @@ class BatchLimits:
     """`max_sequences` programs run at a time; a step computes `step_tokens` of prompts beside a token of each output.
 
     `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
-    `ahead_tokens` of prompts that nobody waits for, while there is anything else: as many as a step of outputs computes for next
-    to nothing; None: no bound. And `leading_tokens` of prompts beside outputs of programs that go before them: longer steps would
-    cost those their lead; None: as beside others.
+    `ahead_tokens` make a tile: what outputs leave of one, a step computes for next to nothing more, and does so of prompts that
+    nobody waits for; None: no bound. And `leading_tokens` of prompts beside outputs of programs that go before them: longer steps
+    would cost those their lead; None: as beside others.
     """
 
     max_sequences: int = 64

@@ -123,7 +123,7 @@ def _resolve_dtype(name: str, dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _default_cache() -> Path:
-    """Where nothing is said. What is said comes as an argument: settings are read in `actors/config.py`."""
+    """Where nothing is said. What is said comes as an argument: settings are read in `actors/config`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "myna"
 
 

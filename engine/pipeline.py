@@ -73,6 +73,11 @@ class _Foreseen:
         self._foresee()
         return self.matcher.allows(token)
 
+    def narrow(self) -> bool:
+        """See `sampler.Constrained`."""
+        self._foresee()
+        return self.matcher.narrow()
+
     def mask(self) -> Mask | None:
         """See `sampler.Constrained`."""
         self._foresee()

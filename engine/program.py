@@ -47,8 +47,8 @@ class ProgramState(StrEnum):
 
 
 class Program:
-    """`capacity`: most tokens that the context may ever have. `arrival` orders programs of the same priority and order. `grammars`: of the
-    constraints of all its outputs."""
+    """`capacity`: most tokens that the context may ever have. `arrival` orders programs of the same priority and order.
+    `grammars`: of the constraints of all its outputs."""
 
     def __init__(
         self, request: Request, context: Context, arrival: tuple[int, int], capacity: int, decode: Decode,

@@ -13,11 +13,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Generator
 from functools import cache
+from typing import Any
 
 import pytest
 
 UNIT = "unit"
 REQUIRE = "MYNA_REQUIRE_LANES"
+_TOLD = "myna-lanes"
 
 
 def _nats() -> str | None:
@@ -69,6 +71,13 @@ def _gpu() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+def _parrot() -> str | None:
+    folder = os.environ.get("MYNA_PARROT")
+    if not folder:
+        return "MYNA_PARROT names no checkout of Parrot's source"
+    return None if os.path.isdir(os.path.join(folder, "parrot", "frontend")) else f"no parrot/frontend in {folder}"
+
+
 MISSING: dict[str, Callable[[], str | None]] = {
     "nats": _nats,
     "cluster": _cluster,
@@ -76,6 +85,7 @@ MISSING: dict[str, Callable[[], str | None]] = {
     "node": _program("node"),
     "browser": _browser,
     "docker": _docker,
+    "parrot": _parrot,
     "prometheus": lambda: _program("prometheus")() or _program("promtool")(),
     "gpu": _gpu,
 }
@@ -132,9 +142,19 @@ class Lanes:
         if report.skipped and self._must:
             self._complaints.append(f"{report.nodeid} was skipped whole: {_reason(report)}")
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A process of pytest-xdist has ended: what ran there has run."""
+        ran, complaints = getattr(node, "workeroutput", {}).get(_TOLD, ((), ()))
+        self._ran.update(ran)
+        self._complaints += [complaint for complaint in complaints if complaint not in self._complaints]
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if session.config.option.collectonly:
+            return
+        if (told := getattr(session.config, "workeroutput", None)) is not None:
+            told[_TOLD] = (sorted(self._ran), self._complaints)  # the process that started this one judges
             return
         self._complaints += [f"required lane {lane!r}: no test of it ran" for lane in sorted(self._must - self._ran)]
         if self._complaints and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):

@@ -22,8 +22,8 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     return pytester
 
 
-def run(suite: pytest.Pytester) -> pytest.RunResult:
-    return suite.runpytest_subprocess("-p", "no:cacheprovider", "-rs")
+def run(suite: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return suite.runpytest_subprocess("-p", "no:cacheprovider", "-rs", *arguments)
 
 
 def test_a_lane_whose_part_is_missing_is_skipped_with_the_reason(suite: pytest.Pytester) -> None:
@@ -68,6 +68,25 @@ def test_a_required_lane_without_any_test_fails(suite: pytest.Pytester, monkeypa
     result = run(suite)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*required lane 'cluster': no test of it ran*"])
+
+
+def test_what_ran_in_any_of_several_processes_has_run(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MYNA_REQUIRE_LANES", "unit,own")
+    lane = "from tests.lanes import MISSING\nMISSING['own'] = lambda: None\npytest_plugins = ['tests.lanes']"
+    suite.makeconftest(lane)
+    suite.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nmarkers =\n  own: x\n")
+    suite.makepyfile(test_a="def test_it(): pass", test_b="import pytest\n@pytest.mark.own\ndef test_it(): pass")
+    assert run(suite, "-n", "2").ret == 0
+
+
+def test_what_ran_in_none_of_several_processes_and_what_was_skipped_in_one_fails(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYNA_REQUIRE_LANES", "unit,cluster")
+    suite.makepyfile(test_a="import pytest\npytest.importorskip('no_such_module')", test_b="def test_it(): pass")
+    result = run(suite, "-n", "2")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*was skipped whole*no_such_module*", "*required lane 'cluster': no test of it ran*"])
 
 
 def test_an_expected_failure_is_no_skip(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

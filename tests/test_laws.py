@@ -13,7 +13,8 @@ ROOMS = ("actors", "engine", "kernels", "sdk")
 HEAVY = {"torch", "transformers", "triton", "numpy", "safetensors", "matplotlib"}
 
 ENVIRONMENT_READERS = {
-    "actors/config.py",  # the one place for settings
+    "actors/config/reading.py",  # with the next, the one place for settings
+    "actors/config/environment.py",
     "actors/machine/child.py",  # plumbing between a supervisor and its child
     "actors/server.py",  # where the nats-server binary is
     "engine/parallel/ranks.py",  # torch.distributed is told only so to stay on this machine

@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import islice
 
 from myna.actors.messages import Announce, Call, CallId, ModelCall, SessionId, Tenant, WorkerId, WorkerKind
-from myna.actors.scheduler.policies.capacity import BACKLOG, Cost, Demanded, Occupancy
+from myna.actors.scheduler.policies.capacity import BACKLOG, SOLE_BACKLOG, Cost, Demanded, Occupancy
 
 HeldKey = tuple[Tenant, SessionId, CallId]
 _Slot = tuple[bool, str, Tenant | None]  # engine or agent: an enum's hash is slow
@@ -173,7 +173,7 @@ class Fleet:
             worker.occupancy.add(cost, self.now)
             if not cost.paced:
                 self._pressure += 0.05 * (cost.pressure - self._pressure)
-            if self._late and not worker.asleep and worker.occupancy.taken_until - self.now > BACKLOG:
+            if self._late and not worker.asleep and worker.occupancy.taken_until - self.now > self._most(worker):
                 worker.asleep = True
                 self._set_alarm(worker)
         self._push(worker)
@@ -206,15 +206,22 @@ class Fleet:
 
     def _rouse(self, worker: Worker) -> bool:
         """Whether the worker slept and can be given more prompts again. Its entry among the sleepers goes stale."""
-        if worker.asleep and worker.occupancy.backlog(self.now) <= BACKLOG / 2 + 1e-9:
+        if worker.asleep and worker.occupancy.backlog(self.now) <= self._most(worker) / 2 + 1e-9:
             worker.asleep = False
             return True
         return False
 
     def opens(self, worker: Worker) -> bool:
         """Whether a worker that is reserved for paced calls takes another call too."""
-        sole = any(self._serving.get(slot) == 1 for slot in worker.slots)
-        return worker.occupancy.opens(self._pressure, sole=sole)
+        return worker.occupancy.opens(self._pressure, sole=self._sole(worker))
+
+    def _sole(self, worker: Worker) -> bool:
+        """Whether nobody else serves something that this worker does."""
+        return any(self._serving.get(slot) == 1 for slot in worker.slots)
+
+    def _most(self, worker: Worker) -> float:
+        """Seconds of prompts that it may have."""
+        return BACKLOG if len(self.workers) > 1 and not self._sole(worker) else SOLE_BACKLOG
 
     def is_home(self, worker: Worker) -> bool:
         """Whether the worker is reserved for paced calls."""
@@ -247,7 +254,7 @@ class Fleet:
         return None
 
     def _set_alarm(self, worker: Worker) -> None:
-        worker.alarm = worker.occupancy.taken_until - BACKLOG / 2
+        worker.alarm = worker.occupancy.taken_until - self._most(worker) / 2
         heapq.heappush(self._asleep, (worker.alarm, worker.id))
 
     def choose(self, demand: Demand, role: Role = Role.ANY) -> Worker | None:

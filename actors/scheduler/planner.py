@@ -35,6 +35,8 @@ class Planner:
 
     def __init__(self, policies: Policies, fleet: Fleet) -> None:
         self.policies = policies
+        self.order = order_of if policies.applications else _no_order
+        """Of a call among its worker's: where prompts wait there, this order goes on."""
         self.lengths = Lengths()
         self.belief = Belief()
         self.accounts = Accounts(policies.shares)
@@ -161,10 +163,6 @@ class Planner:
         self.residents.expire(now)
         found = self._lines.choose(self._fleet, partial(self._place, now), now) if self._fleet.takers else iter(())
         return itertools.chain(self._copied(), found) if self._copies else found
-
-    def order(self, call: CallNode) -> float:
-        """Its place among its worker's calls: where prompts are waiting there, this order goes on."""
-        return order_of(call) if self.policies.applications else 0.0
 
     def _copied(self) -> Iterator[tuple[CallNode, Place]]:
         while self._copies:
@@ -472,6 +470,10 @@ class Planner:
 def _spoken(spec: Call | None) -> TypeGuard[ModelCall]:
     """Whether its prompt has roles: others are seldom gone on with."""
     return isinstance(spec, ModelCall) and spec.messages[0].role is not None
+
+
+def _no_order(call: CallNode) -> float:
+    return 0.0
 
 
 def was_copied(call: CallNode) -> bool:

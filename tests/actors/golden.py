@@ -316,6 +316,7 @@ EXAMPLES: dict[str, Frozen] = {
     "Status.tenants": m.Status(scheduler="s", lease=5, workers=(), sessions=(), queued=0, tenants=(_TENANT_STATUS,)),
     "Failure.over_quota": m.Failure(code=m.ErrorCode.OVER_QUOTA, message="too much", retryable=True, retry_after=2.5),
     "Open.cache": m.Open(protocol=1, cache="user-7"),
+    "Run.order": m.Run(tenant="acme", session="s1", call=_NATIVE_CALL, attempt=1, lease=1, order=12.5),
     "Run.cache": m.Run(tenant="acme", session="s1", call=_NATIVE_CALL, attempt=1, lease=1, cache="team"),
     "Retain.cache": m.Retain(tenant="acme", session="s1", id="keep-1", call=_MODEL_CALL, lease=5, cache="team"),
     "WorkerStatus.paused": m.WorkerStatus(

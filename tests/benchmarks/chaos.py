@@ -35,8 +35,9 @@ from myna.actors.subjects import Leaf
 from myna.sdk.client import Client
 from tests.benchmarks.chaos_ways import Course, Http, Sdk, Way, digest_of
 from tests.benchmarks.reporting import Row, show, write
-from tests.faults.cluster import Cluster, Wire, cluster, free_ports
+from tests.faults.cluster import Cluster, Wire, cluster
 from tests.faults.processes import Actor, Part
+from tests.ports import free_ports
 
 HUNG = 300.0
 """Seconds after the last fault in which every reader must be done."""

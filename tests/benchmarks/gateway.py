@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import resource
-import socket
 import statistics
 import tempfile
 import time
@@ -35,6 +34,7 @@ from myna.actors.server import ServerConfig
 from myna.actors.worker.noop import NoopBackend, NoopModel
 from myna.actors.worker.shell import Worker
 from tests.benchmarks.reporting import ROOT, Row, row, show, write
+from tests.ports import free_port
 
 ROUNDS, CALLS = 30, 25
 CLIENTS = 1000
@@ -104,12 +104,6 @@ def serve_engine(name: str) -> None:
             await bus.close()
 
     process.run(name, serve)
-
-
-def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
 
 
 # --- clients ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import math
-import socket
 import tempfile
 import threading
 import time
@@ -36,6 +35,7 @@ from myna.sdk.client import Client, Credential
 from tests.benchmarks.growth import Processes, _end
 from tests.benchmarks.reporting import Row, row, show, write
 from tests.benchmarks.telemetry_actors import SWITCH
+from tests.ports import free_port
 
 TARGET = 3.0
 TOKENS = 16
@@ -177,7 +177,7 @@ async def cluster(folder: Path, collector: str) -> AsyncIterator[Cluster]:
     ports: list[int] = []
     try:
         for kind in ("scheduler", "engine"):
-            ports.append(_free_port())
+            ports.append(free_port())
             more = {"MYNA_METRICS_PORT": str(ports[-1]), "OTEL_EXPORTER_OTLP_ENDPOINT": collector}
             running.append(await Processes(base | more, folder).start("tests.benchmarks.telemetry_actors", kind))
         async with Client(server.url, Credential(user, password)) as client:
@@ -186,13 +186,6 @@ async def cluster(folder: Path, collector: str) -> AsyncIterator[Cluster]:
         for process in running:
             await _end(process)
         await server.stop()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _read(port: int) -> bytes:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -77,12 +79,14 @@ class Clock:
     """A virtual clock for one engine."""
 
     def __init__(self, model: EngineModel) -> None:
-        self.events: list = []  # type: ignore[type-arg]
+        self.events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._number = 0
         self.done: dict[object, float] = {}
-        self.engine = Engine(model, self._at, lambda request, now: self.done.__setitem__(request.key, now))
+        self.engine = Engine(model, self.at, lambda request, now: self.done.__setitem__(request.key, now))
 
-    def _at(self, time: float, action: object) -> None:
-        self.events.append((time, len(self.events), action))
+    def at(self, time: float, action: Callable[[float], None]) -> None:
+        self._number += 1
+        self.events.append((time, self._number, action))
 
     def run(self) -> None:
         while self.events:
@@ -188,6 +192,20 @@ def test_what_is_computed_ahead_is_hastened_when_a_call_needs_it() -> None:
     clock.run()
     assert clock.done["b"] < 3 * 2000 * MODEL.prefill + 15 * MODEL.step(2, 3000)
     assert not clock.engine.ahead
+
+
+def test_prompts_are_computed_in_the_order_that_was_given_and_bounded_beside_what_goes_before_them() -> None:
+    took = {}
+    for leading in (None, 100):
+        clock = Clock(replace(MODEL, leading=leading))
+        clock.engine.submit(replace(request("draws", ("p", 10), output=900), order=1.0), 0.0)
+        for name, order in (("late", 3.0), ("early", 2.0)):
+            prompt = replace(request(name, (name, 500), output=1), order=order)
+            clock.at(0.1, partial(clock.engine.submit, prompt))
+        clock.run()
+        assert list(clock.done) == ["early", "late", "draws"]
+        took[leading] = clock.done["late"] - 0.1
+    assert took[100] > took[None] + 7 * MODEL.alone
 
 
 def test_memory_is_bounded_and_what_was_used_least_recently_goes_first() -> None:

@@ -16,7 +16,7 @@ import openai
 from myna.sdk.client import Client
 from tests.deploy.base import MADE, base_image, prometheus_image
 from tests.deploy.docker import DEPLOY, Compose, docker
-from tests.faults.cluster import free_ports
+from tests.ports import free_ports
 
 NATS = ("nats-1", "nats-2", "nats-3")
 SCHEDULERS = ("scheduler-1", "scheduler-2")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_what_is_computed_ahead_takes_little_of_a_step_until_somebody_waits_for_
     computed = machine.stats().computed_tokens
     for _ in range(3):
         machine.step()
-    assert machine.stats().computed_tokens == computed + 3 * (4 + 1)
+    assert machine.stats().computed_tokens == computed + 3 * (3 + 1)
     machine.submit(ask("waits", [3] * 25, greedy(1)))
     said = Said()
     for _ in range(3):
@@ -72,7 +73,17 @@ def test_what_is_computed_ahead_delays_no_first_token() -> None:
     machine.submit(ask("first", [1] * 20, greedy(2, ignore_eos=True)))
     machine.retain(RequestId("ahead"), [3] * 40)
     machine.step()
-    assert machine.stats().computed_tokens == 20 + 4
+    assert machine.stats().computed_tokens == 20
+
+
+def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 64, ahead_tokens=4))
+    machine.retain(RequestId("ahead"), [3] * 60)
+    machine.step()
+    assert machine.stats().computed_tokens == 16
+    machine.submit(ask("comes", [1] * 20, greedy(1)))
+    machine.step()
+    assert machine.stats().computed_tokens == 16 + 20
 
 
 def test_the_latest_of_the_least_important_gives_way_first() -> None:
@@ -86,6 +97,26 @@ def test_the_latest_of_the_least_important_gives_way_first() -> None:
         prompt = [5, 6, 7, ord(name[0]) % 16] * 2
         made = said.tokens[name, 0]
         assert made == [predict([*prompt, *made[:i]], VOCABULARY) for i in range(20)]
+
+
+def test_of_the_same_priority_the_order_that_was_given_goes_before_arrival() -> None:
+    machine = engine(sequences=1)
+    for name, order, priority in (("third", 5.0, 0), ("second", -1.0, 0), ("first", 9.0, 1)):
+        machine.submit(replace(ask(name, [1, 2, ord(name[0]) % 16], greedy(2), priority=priority), order=order))
+    assert drain(machine).done == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize(("order", "steps"), [(0.0, 2), (2.0, 2), (2.5, 6)], ids=["before it", "its equal", "after it"])
+def test_outputs_bound_the_steps_of_prompts_that_come_after_them(order: float, steps: int) -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 12, leading_tokens=4))
+    machine.submit(replace(ask("draws", [1, 2], greedy(20, ignore_eos=True)), order=2.0))
+    machine.step()
+    machine.submit(replace(ask("prompt", [3] * 24, greedy(1)), order=order))
+    said = Said()
+    for _ in range(steps):
+        assert "prompt" not in said.done
+        said.hear(machine.step())
+    assert "prompt" in said.done
 
 
 def test_a_large_prompt_is_not_overtaken_for_ever() -> None:

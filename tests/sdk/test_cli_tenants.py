@@ -18,7 +18,7 @@ from myna.actors.bus import NotAllowed
 from myna.actors.messages import Tenant
 from myna.actors.server import find_server
 from myna.actors.tenants.keyring import Keyring, tenant_file
-from tests.actors.machine.test_run import Up
+from tests.actors.machine.up import Up, running
 from tests.network import StoredMessages
 
 HOUSE = ("acme", "--calls", "5", "--weight", "2")
@@ -40,14 +40,8 @@ async def cli(home: Path, *arguments: str, code: int = 0) -> str:
 
 @pytest.fixture
 async def up(tmp_path: Path) -> AsyncIterator[Up]:
-    machine = await Up.start(tmp_path / "home")
-    try:
-        await machine.lines_until("ready at")
+    async with running(tmp_path / "home") as machine:
         yield machine
-    finally:
-        if machine.process.returncode is None:
-            machine.process.terminate()
-        await machine.process.communicate()
 
 
 @myna.function

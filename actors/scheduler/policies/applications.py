@@ -53,10 +53,10 @@ class Application(Struct, eq=False):
         return top
 
     def join(self, other: Application) -> Application:
-        """Make one of two. Returns the root of both."""
-        a, b = self.root(), other.root()
-        if a is b:
-            return a
+        """Make one of two, which are roots. Returns that of both."""
+        if other is self:
+            return self
+        a, b = self, other
         if b.work > a.work:
             a, b = b, a
         a.work += b.work
@@ -71,12 +71,13 @@ def add(graph: SessionGraph, call: CallNode, now: float) -> None:
     for producer in graph.producers(call) if call.inputs else ():
         theirs = producer.application
         if theirs is not None and theirs is not application:
-            application = theirs.root() if application is None else application.join(theirs)
+            theirs = theirs if theirs.parent is None else theirs.root()
+            application = theirs if application is None else application.join(theirs)
     application = application or Application(_born(graph, call, now))
     for output in call.outputs:
         for consumer in graph.variables[output].consumers:  # submitted before it, in the same entry
             if consumer.application is not None:
-                application = application.join(consumer.application)
+                application = application.join(consumer.application.root())
     application.work += call.work
     call.application = application
 

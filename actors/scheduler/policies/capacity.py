@@ -30,8 +30,10 @@ HOLD = 30.0
 """Seconds for which an engine stays reserved after its last paced call: conversations go on."""
 HALF_LIFE = 20.0
 """Seconds."""
-BACKLOG = 0.5
+BACKLOG = 0.25
 """Seconds of prompts not yet computed that an engine may have; with so many it is given no more until half of them are done."""
+SOLE_BACKLOG = 0.5
+"""The same of an engine beside which no other serves the same: no better place can come up, and it keeps the order itself."""
 MANY = 16
 """Pressing calls on an engine beside which prompts are taken as they come: fewer would leave its steps too empty."""
 CALM = 1.5

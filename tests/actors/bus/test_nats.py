@@ -231,6 +231,29 @@ async def test_a_wrong_password_is_told_at_once(nats: NatsNetwork) -> None:
             await nats.bus(password="wrong", timeout=30)
 
 
+@pytest.mark.parametrize("drop", [b"", b"-ERR 'Authorization Violation'\r\n"])
+async def test_who_is_let_in_and_thrown_out_at_once_is_told_that_it_is_refused(drop: bytes) -> None:
+    """A server that has missed a rotation lets old credentials in, hears of it, and may drop the connection without a word."""
+    visits = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visits
+        visits += 1
+        writer.write(b'INFO {"server_id":"s","version":"2.12.0","headers":true,"max_payload":1048576}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        if visits == 1:
+            writer.write(b"PONG\r\n")
+            await reader.readuntil(b"SUB ")
+        writer.write(drop if visits == 1 else b"-ERR 'Authorization Violation'\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, asyncio.timeout(5):
+        with pytest.raises(NotAllowed, match="refuses"):
+            await NatsBus.connect(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=30)
+
+
 async def test_without_a_server_connecting_fails_in_time_and_keeps_the_password_secret(nats: NatsNetwork) -> None:
     await nats.server.kill()
     with pytest.raises(Unavailable, match="no connection to nats://127") as caught:

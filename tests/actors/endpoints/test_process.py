@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from myna.actors.endpoints.settings import Prices
 from myna.actors.machine import Plan, embedded
 from myna.sdk.client import connect
 from tests.actors.endpoints.faulty import Faulty, faulty, says
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 
@@ -25,12 +25,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 @myna.function
 def ask(question: Input, answer: Annotated[str, Output(max_tokens=2)]) -> None:
     """{{question}}{{answer}}"""
-
-
-def free_port() -> int:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return int(it.getsockname()[1])
 
 
 def file_of(folder: Path, server: Faulty) -> Path:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import openai
 import pytest
 from openai import AsyncOpenAI
 
-from myna.actors import config
-from myna.actors.engine_host.backend import EngineBackend
-from tests.actors.gateway.conftest import furnished
-from tests.engine.tiny_folder import tiny_folder
+from tests.actors.gateway.engine import asking_an_engine
 from tests.network import NatsNetwork
 
 pytestmark = pytest.mark.nats
@@ -23,13 +19,8 @@ TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type
 
 @pytest.fixture
 async def client(nats: NatsNetwork, tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
-    engine = config.EngineSettings(model=str(tiny_folder(tmp_path)), dtype=config.Dtype.FLOAT32, kv_memory=2**20)
-    settings = replace(config.read({"HOME": str(tmp_path)}), engine=engine)
-    async with furnished(nats, worker=False) as house:
-        await house.cast.worker("engine", EngineBackend(settings))
-        gateway = await house.open()
-        async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0, timeout=60) as it:
-            yield it
+    async with asking_an_engine(nats, tmp_path) as it:
+        yield it
 
 
 async def test_what_the_engine_does_and_refuses_reaches_the_client(client: AsyncOpenAI) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ from myna.actors import config
 from myna.actors.engine_host.backend import EngineBackend
 from myna.sdk.client import connect
 from tests.actors.gateway.conftest import furnished
-from tests.engine.tiny_folder import tiny_folder
+from tests.actors.gateway.engine import asking_an_engine
 from tests.network import NatsNetwork
 
 pytestmark = pytest.mark.nats
@@ -52,15 +51,8 @@ TOOLS: list[Any] = [
 
 @pytest.fixture
 async def client(nats: NatsNetwork, tmp_path: Path) -> AsyncIterator[AsyncOpenAI]:
-    engine = config.EngineSettings(
-        model=str(tiny_folder(tmp_path, max_position_embeddings=2048)), dtype=config.Dtype.FLOAT32, kv_memory=2**20
-    )
-    settings = replace(config.read({"HOME": str(tmp_path)}), engine=engine)
-    async with furnished(nats, worker=False) as house:
-        await house.cast.worker("engine", EngineBackend(settings))
-        gateway = await house.open()
-        async with AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="any", max_retries=0, timeout=60) as it:
-            yield it
+    async with asking_an_engine(nats, tmp_path, max_position_embeddings=2048) as it:
+        yield it
 
 
 async def test_clients_get_what_they_ask_for_in_its_form(client: AsyncOpenAI) -> None:

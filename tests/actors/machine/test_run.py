@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import stat
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -23,60 +22,17 @@ from myna.actors.subjects import Question
 from myna.actors.tenants.keyring import Keyring
 from myna.actors.tenants.rights import Role
 from tests.actors.machine.processes import command, descendants, ended, listening
+from tests.actors.machine.up import Up, running
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(90)]
 
 PARTS = ("nats-server", "myna.actors.scheduler", "myna.actors.engine_host", "myna.actors.gateway")
 
 
-class Up:
-    """A real `myna up --noop` in a home of its own."""
-
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
-        self.process = process
-        self.home = folder
-
-    @classmethod
-    async def start(cls, folder: Path, *options: str) -> Up:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "myna", "up", "--noop", *options),
-            env={**os.environ, "MYNA_HOME": str(folder), "MYNA_LOG_FORMAT": "json"},
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        return cls(process, folder)
-
-    async def lines_until(self, text: str) -> list[str]:
-        """What it says, up to the line that has `text`."""
-        assert self.process.stderr is not None
-        said: list[str] = []
-        async with asyncio.timeout(40):
-            async for raw in self.process.stderr:
-                said.append(raw.decode())
-                if text in said[-1]:
-                    return said
-        raise AssertionError(f"ended without {text!r}:\n{''.join(said)}")
-
-    def part(self, text: str) -> int:
-        (pid,) = [pid for pid, line in descendants(self.process.pid).items() if text in line]
-        return pid
-
-    @property
-    def settings(self) -> Settings:
-        return home.located(config.read({"MYNA_HOME": str(self.home)}), Role.OPERATOR)
-
-
 @pytest.fixture
 async def up(tmp_path: Path) -> AsyncIterator[Up]:
-    """A machine that is ready; it is killed at the end if the test left it."""
-    machine = await Up.start(tmp_path / "home")
-    try:
-        await machine.lines_until("ready at")
+    async with running(tmp_path / "home") as machine:
         yield machine
-    finally:
-        if machine.process.returncode is None:
-            machine.process.kill()
-        await machine.process.communicate()
 
 
 async def status_of(settings: Settings, *, workers: int = 1) -> Status:

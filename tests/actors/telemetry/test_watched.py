@@ -18,7 +18,8 @@ from myna.actors.telemetry.context import Context
 from tests.actors.stage import until
 from tests.actors.telemetry.collector import Seen
 from tests.actors.telemetry.test_dashboard import DEPLOY, asked_by_dashboard, asked_by_rules
-from tests.actors.telemetry.watched import MODEL, Watched, free_port, watched
+from tests.actors.telemetry.watched import MODEL, Watched, watched
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.cluster, pytest.mark.model, pytest.mark.asyncio(loop_scope="module")]
 

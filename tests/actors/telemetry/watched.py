@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,16 +23,10 @@ from myna.actors.server import Server, ServerConfig
 from tests.actors.stage import until
 from tests.actors.telemetry.collector import Collector, collecting
 from tests.engine.tiny_folder import tiny_folder
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 MODEL = "tiny-llama"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number: int = free.getsockname()[1]
-    return number
 
 
 @dataclass

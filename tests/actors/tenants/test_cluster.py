@@ -23,7 +23,7 @@ from myna.actors.tenants.keyring import Keyring, role_file
 from myna.actors.tenants.rights import Role
 from myna.actors.tenants.trust import lay_out
 from tests.actors.stage import until
-from tests.faults.cluster import free_ports
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.nats, pytest.mark.timeout(90)]
 

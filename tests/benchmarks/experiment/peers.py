@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +23,7 @@ from myna.sdk.examples._callers import Result, Run
 from myna.sdk.function import Function
 from tests.benchmarks.experiment.arms import Load, Outcome
 from tests.benchmarks.experiment.cluster import Cluster
+from tests.ports import free_port
 
 LLAMA_SERVER = "tests.actors.endpoints.llama_server"
 START = 120.0
@@ -111,7 +111,11 @@ class Transformers:
         self._manager.register_result_handler(name, lambda result: _settle(done, result))
         ids = self._tokenizer.encode(prompt, add_special_tokens=False)
         self._manager.add_request(ids, request_id=name, max_new_tokens=tokens, eos_token_id=-1)
-        result = await done
+        try:
+            result = await done
+        except asyncio.CancelledError:
+            self._manager.cancel_request(name)
+            raise
         return " " + str(self._tokenizer.decode(result.generated_tokens)).strip()
 
 
@@ -126,17 +130,19 @@ def _settle(done: asyncio.Future[Any], result: Any) -> None:
 
 @asynccontextmanager
 async def transformers_peer(network: Any, tokenizer: Any) -> AsyncIterator[Transformers]:
-    """Continuous batching of `network`, on the device where it is, with what memory is left there."""
+    """Continuous batching of `network`, on the device where it is. Its memory is bounded: without FlashAttention it makes masks
+    and copies of keys, which grow with it."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     drawing = GenerationConfig(max_new_tokens=16, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    batching = ContinuousBatchingConfig() if network.device.type == "cuda" else ContinuousBatchingConfig(num_blocks=96)
+    gpu = network.device.type == "cuda"
+    batching = ContinuousBatchingConfig(num_blocks=512 if gpu else 96, max_batch_tokens=2048 if gpu else None)
     manager = network.init_continuous_batching(drawing, batching)
     manager.start()
     try:
         yield Transformers(manager, tokenizer)
     finally:
-        await asyncio.to_thread(manager.stop, block=True, timeout=30.0)
+        await asyncio.to_thread(manager.stop, block=True, timeout=30.0, hard_stop=True)
 
 
 async def peers_of(shape: str, device: str) -> AsyncIterator[Peer]:
@@ -193,7 +199,7 @@ async def _connected(name: str, port: int) -> AsyncIterator[Completions]:
 @asynccontextmanager
 async def gateway_peer(cluster: Cluster) -> AsyncIterator[Completions]:
     """Our own engine behind our own gateway, with the scheduler that the cluster has: a server like any other."""
-    port = _free_port()
+    port = free_port()
     await cluster.gateway(port)
     try:
         async with _connected("(b) through the gateway", port) as peer:
@@ -205,7 +211,7 @@ async def gateway_peer(cluster: Cluster) -> AsyncIterator[Completions]:
 @asynccontextmanager
 async def llama_peer() -> AsyncIterator[Completions]:
     """llama.cpp's server with the default model, in a process of its own, with all cores. Raises TimeoutError, RuntimeError."""
-    port = _free_port()
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", LLAMA_SERVER, str(port)),
         *("--n_ctx", "8192", "--n_threads", str(os.cpu_count())),
@@ -222,9 +228,3 @@ async def llama_peer() -> AsyncIterator[Completions]:
     finally:
         process.kill()
         await process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -6,7 +6,6 @@ Law: what there is so far is kept after every run, so that nothing is lost when 
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import tempfile
 import time
@@ -92,7 +91,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Beside:
-    """What else is run, on which experiments each: Myna without each of `policies`, (b) through the gateway, (b) where each
+    """What else is run, once, on which experiments each: Myna without each of `policies`, (b) through the gateway, (b) where each
     request reads its prefix for itself, servers of others."""
 
     policies: Sequence[str] = ()
@@ -146,16 +145,13 @@ class Bench:
         """A server, asked by a waiting client. One that does not end in time has no row."""
         await ask_peer(peer, [Load("warm", MapReduce(4, 64, 8).application(self._words.seeded("warm")))])
         for experiment in experiments:
-            values = []
+            loads = experiment.loads(self._words.seeded("peer"))
             try:
-                for turn in self._extent.turns():
-                    loads = experiment.loads(self._words.seeded(f"peer {turn}"))
-                    values.append(experiment.measure(await ask_peer(peer, loads, timeout=self._extent.patience)))
-                    print(f"    {experiment.name}, {peer.name}: {values[-1]:.3f} s", flush=True)
+                seconds = experiment.measure(await ask_peer(peer, loads, timeout=self._extent.patience))
             except TimeoutError:
                 print(f"    {experiment.name}, {peer.name}: did not end in {self._extent.patience:g} s", flush=True)
-            if values:
-                self._compare(experiment, f"{peer.name}, 0 ms", values)
+            else:
+                self._compare(experiment, f"{peer.name}, 0 ms", seconds)
 
     async def end_engine(self) -> None:
         """Leave the device to others."""
@@ -163,18 +159,17 @@ class Bench:
         self._options = None
 
     async def _again(self, experiment: Experiment, arm: Arm) -> None:
-        values = [experiment.measure(await self._perform(experiment, arm)) for _ in self._extent.turns()]
-        self._compare(experiment, arm, values)
+        self._compare(experiment, arm, experiment.measure(await self._perform(experiment, arm)))
 
-    def _compare(self, experiment: Experiment, arm: Arm | str, values: list[float]) -> None:
+    def _compare(self, experiment: Experiment, arm: Arm | str, seconds: float) -> None:
         """Another arm's seconds, and their ratio to Myna's at 0 ms, if these are known."""
         case = f"{experiment.name}: {experiment.sizes}"
-        made = [row(case, f"{arm}: {experiment.metric}", "s", "lower", values)]
+        made = [row(case, f"{arm}: {experiment.metric}", "s", "lower", [seconds])]
         ours = self._seconds(experiment, MYNA)
         if ours is not None:
             who = str(arm).removesuffix(", 0 ms")
-            ratio = row(experiment.name, f"0 ms ratio to {who}", "x", "higher", [v / ours for v in values])
-            made.append(replace(ratio, baselines={str(arm): statistics.median(values), str(MYNA): ours}))
+            ratio = row(experiment.name, f"0 ms ratio to {who}", "x", "higher", [seconds / ours])
+            made.append(replace(ratio, baselines={str(arm): seconds, str(MYNA): ours}))
         self.rows += made
         self._kept(self)
         show(made)
@@ -230,17 +225,18 @@ async def bench(
     beside: Beside = Beside(),
     kept: Callable[[Bench], None] = lambda bench: None,
 ) -> Bench:
-    """Everything. Experiments that need an engine of their own come last."""
+    """Everything, one engine after another. Experiments that need one of their own come last."""
     with tempfile.TemporaryDirectory() as folder:
         async with cluster(Path(folder)) as made:
             found = Bench(made, engine, extent, kept)
-            for experiment in sorted(experiments, key=_on_a_smaller_engine):
-                await found.run(experiment)
-            for experiment in sorted(beside.without, key=_on_a_smaller_engine, reverse=True):
+            for memory in dict.fromkeys(e.memory for e in sorted(experiments, key=_is_on_an_engine_of_its_own)):
+                for experiment in (e for e in experiments if e.memory == memory):
+                    await found.run(experiment)
                 for policy in beside.policies:
-                    await found.without(experiment, policy)
-            if beside.gateway:
-                await found.gateway(beside.gateway)
+                    for experiment in (e for e in beside.without if e.memory == memory):
+                        await found.without(experiment, policy)
+                if memory is None and beside.gateway:
+                    await found.gateway(beside.gateway)
             for experiment in beside.unshared:
                 await found.unshared(experiment)
             if beside.peers:
@@ -251,5 +247,5 @@ async def bench(
     return found
 
 
-def _on_a_smaller_engine(experiment: Experiment) -> bool:
+def _is_on_an_engine_of_its_own(experiment: Experiment) -> bool:
     return experiment.memory is not None

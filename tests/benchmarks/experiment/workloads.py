@@ -248,15 +248,15 @@ EXPERIMENTS: dict[Scale, tuple[Experiment, ...]] = {
     Scale.GPU: (
         chain(Chain(10)),
         map_reduce(MapReduce(32)),
-        copilot(Copilot(64)),
-        team(Team(16, code=250, review=60), (5.0, 1.5)),
-        mixed(24, 2.0, 9, MapReduce(16), _CHATS),
         many_chains(Chain(4, 2048), 25),
-        loaded_chain(Chain(8), 3.5),
         best_of(BestOf(16)),
         thoughts(Thoughts(3, 5, 2)),
-        # Ten turns whose contexts grow as in forty of 240 tokens.
-        coding_agents(CodingAgent(10, 12_000, result=800, pause=1.5), 12, 150_000),
+        loaded_chain(Chain(8), 3.5),
+        copilot(Copilot(64)),
+        mixed(24, 2.0, 9, MapReduce(16), _CHATS),
+        team(Team(16, code=250, review=60), (5.0, 1.5)),
+        # Eight turns, whose contexts grow as in forty of 240 tokens.
+        coding_agents(CodingAgent(8, 12_000, result=1000, pause=1.5), 12, 150_000),
         many_map_reduces(MapReduce(16), 8, 0.2),
         team(Team(4, code=250, review=60)),
         team(Team(8, code=250, review=60)),
