@@ -40,9 +40,11 @@ class Application(Struct, eq=False):
 
     def root(self) -> Application:
         """The application that this one has become a part of, or itself."""
-        if self.parent is None:
+        top = self.parent
+        if top is None:
             return self
-        top = self
+        if top.parent is None:
+            return top
         while top.parent is not None:
             top = top.parent
         node = self

@@ -41,6 +41,7 @@ def _ask(calls: Calls, label: str, role: Function, head: str, body: Sequence[Res
 REFINE, MAP, REDUCE, HELP, CHAT = (_role(name) for name in ("refine", "map", "reduce", "help", "chat"))
 ARCHITECT, CODE, REVIEW, REVISE = (_role(name) for name in ("architect", "code", "review", "revise"))
 ACT, THINK, SCORE, TRY, JUDGE = (_role(name) for name in ("act", "think", "score", "try", "judge"))
+WRITE, READ = (_role(name) for name in ("write", "read"))
 
 
 @dataclass(frozen=True)
@@ -278,5 +279,22 @@ class BestOf:
                 for n in range(1, self.answers + 1)
             ]
             return [_ask(calls, "judge", JUDGE, head, [words.text("judge", TASK), *tries], self.verdict)]
+
+        return run
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A text is written, and another call reads it and answers briefly."""
+
+    tokens: int
+    answer: int = 4
+
+    def application(self, words: Words) -> Application:
+        """See the class."""
+
+        def run(calls: Calls) -> Sequence[Result]:
+            written = _ask(calls, "write", WRITE, words.text("write", TASK), [], self.tokens)
+            return [_ask(calls, "read", READ, words.text("read", TASK), [written], self.answer)]
 
         return run

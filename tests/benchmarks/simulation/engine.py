@@ -2,8 +2,8 @@
 
 Law: a step takes `base + slope x sequences + kv x tokens read + prefill x prompt tokens computed`, tokens that several sequences
 share being read once. Prompts are computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step
-beside the decoding, and `leading` beside calls that go before them; prefixes that nobody waits for after all others, and at most
-`AHEAD` tokens of them while there is anything else, as our engine does.
+beside the decoding, and `leading` beside calls that go before them; prefixes that nobody waits for only where there are no
+others, and as many tokens of them as outputs leave of a `TILE`, as our engine does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from typing import Any
 from myna.actors.scheduler.policies.prefixes import Boundary
 
 HERE = Path(__file__).parent
-AHEAD = 64.0
+TILE = 64.0
+"""Rows of a step, of outputs and of what nobody waits for."""
+IDLE = 256.0
+"""Tokens of a step that nobody waits for, where there is nothing else to do."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +221,10 @@ class Engine:
                 break
             if lead < request.order:
                 room, withheld = room - withheld, 0.0
-            if (self.decoding or taken) and request in self.ahead:
-                room = min(room, AHEAD)
+            if request in self.ahead:
+                if taken and not taken[0][0].ahead:
+                    break
+                room = min(room, TILE - len(self.decoding) if self.decoding else IDLE)
             if room <= 0:
                 break
             tokens = min(request.missing, room)
