@@ -59,7 +59,8 @@ class Conversation:
             variables=(reply,), name=label, sampling=output.sampling, stream=output.stream, format=output.format
         )
         used = [*self._used, *placeholders(text)]
-        call = self._call((*self._messages, turn, wire.Message(segments=(place,), role=Role.ASSISTANT.value)))
+        answer = wire.Message(segments=(place,), role=Role.ASSISTANT.value)
+        call = self._options.call(self.name, (*self._messages, turn, answer))
         variable: Placeholder = session.submit(
             Prepared(call, (Result(label, (reply,), True, parse=output.parse),), tuple(used))
         )
@@ -88,21 +89,6 @@ class Conversation:
     def _add(self, role: Role, text: Any) -> None:
         self._messages.append(_message(role, text))
         self._used += placeholders(text)
-
-    def _call(self, messages: tuple[wire.Message, ...]) -> wire.ModelCall:
-        options = self._options
-        return wire.ModelCall(
-            id=ids.new(self.name),
-            messages=messages,
-            function=self.name,
-            models=options.models,
-            tools=options.tools,
-            tool_choice=options.tool_choice,
-            objective=options.objective,
-            priority=options.priority,
-            retries=options.retries,
-            cache_prefix=options.cache_prefix,
-        )
 
 
 def _message(role: Role, text: Any) -> wire.Message:

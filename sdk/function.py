@@ -38,6 +38,22 @@ class Options:
     tools: tuple[wire.Tool, ...] = ()
     tool_choice: str = ""
 
+    def call(self, name: str, messages: tuple[wire.Message, ...], *, memoise: bool = False) -> wire.ModelCall:
+        """A new call of the function or conversation `name`."""
+        return wire.ModelCall(
+            id=ids.new(name),
+            messages=messages,
+            function=name,
+            models=self.models,
+            tools=self.tools,
+            tool_choice=self.tool_choice,
+            objective=self.objective,
+            priority=self.priority,
+            retries=self.retries,
+            cache_prefix=self.cache_prefix,
+            memoise=memoise,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -99,21 +115,9 @@ class Function:
         bound.apply_defaults()
         builder = _Builder(self, bound.arguments)
         messages = tuple(builder.message(block) for block in self.template.blocks)
-        options = self.options
-        call = wire.ModelCall(
-            id=ids.new(self.name),
-            messages=messages,
-            function=self.name,
-            models=options.models,
-            tools=options.tools,
-            tool_choice=options.tool_choice,
-            objective=options.objective,
-            priority=options.priority,
-            retries=options.retries,
-            cache_prefix=options.cache_prefix,
-            memoise=bool(options.memoise),
-        )
-        return Prepared(call, tuple(builder.results), tuple(builder.used), options.memoise)
+        memoise = self.options.memoise
+        call = self.options.call(self.name, messages, memoise=bool(memoise))
+        return Prepared(call, tuple(builder.results), tuple(builder.used), memoise)
 
     def parameter(self, name: str) -> Parameter:
         """The parameter of this name."""

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from myna.actors.messages import (
     Argument,
-    Call,
     CallId,
-    Cancellation,
     ErrorCode,
     Failure,
     Input,
@@ -20,93 +17,11 @@ from myna.actors.messages import (
     Segment,
     Text,
     VarId,
-    WorkerId,
 )
-from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.graph import SessionGraph
-from myna.actors.scheduler.nodes import CallNode, CallState, Effects
+from myna.actors.scheduler.nodes import CallNode, CallState
+from tests.actors.scheduler.play import FAILURE, VALUE, Play, program, status_of
 from tests.actors.stage import call
-
-VALUE, FAILURE, CANCELLED = OutcomeStatus.VALUE, OutcomeStatus.FAILURE, OutcomeStatus.CANCELLED
-
-
-def status_of(outcome: Failure | Cancellation) -> OutcomeStatus:
-    return FAILURE if isinstance(outcome, Failure) else CANCELLED
-
-
-class Play:
-    """A graph with the scheduler and the stream played around it: outcomes asked for are stored when `settle` says so."""
-
-    def __init__(self, *, lazy: bool = False) -> None:
-        self.graph = SessionGraph(lazy=lazy)
-        self.stream: dict[str, tuple[OutcomeStatus, Failure | Cancellation | None]] = {}
-        self.pending: list[tuple[VarId, Failure | Cancellation]] = []
-        self.ready: list[CallNode] = []
-        self.runs: list[str] = []
-
-    def take(self, effects: Effects) -> Effects:
-        for node in [*effects.halted, *effects.withdrawn, *effects.ended]:
-            node.worker = None
-        for node in effects.ready:
-            assert node not in self.ready or node in effects.withdrawn
-            self.ready.append(node)
-        self.ready = [n for n in self.ready if n.state is CallState.READY]
-        self.pending += effects.doomed
-        self.graph.check()
-        return effects
-
-    def submit(self, *calls: Call) -> Effects:
-        return self.take(self.graph.submit(calls))
-
-    def value(self, *variables: str) -> None:
-        for variable in variables:
-            if variable not in self.stream:
-                self.stream[variable] = (VALUE, None)
-            self.take(self.graph.ended(VarId(variable), VALUE))
-
-    def start(self, node: CallNode) -> None:
-        assert node.state is CallState.READY
-        node.state, node.worker = CallState.RUNNING, WorkerId("w")
-        self.ready.remove(node)
-        self.runs.append(node.id)
-
-    def settle(self) -> None:
-        """The stream takes what was asked for, until nothing more is."""
-        while self.pending:
-            variable, outcome = self.pending.pop(0)
-            if variable not in self.stream:
-                self.stream[variable] = (status_of(outcome), outcome)
-            status, stored = self.stream[variable]
-            failure = stored if isinstance(stored, Failure) else None
-            self.take(self.graph.ended(variable, status, failure))
-
-    def run_all(self) -> None:
-        while self.ready:
-            node = self.ready[0]
-            self.start(node)
-            self.value(*(o for o in node.outputs if o not in self.stream))
-            self.settle()
-
-    def failure(self, variable: str) -> Failure:
-        self.settle()
-        outcome = self.stream[variable][1]
-        assert isinstance(outcome, Failure), outcome
-        return outcome
-
-    def cancellation(self, variable: str) -> Cancellation:
-        self.settle()
-        outcome = self.stream[variable][1]
-        assert isinstance(outcome, Cancellation), outcome
-        return outcome
-
-    @property
-    def names(self) -> list[str]:
-        return sorted(n.id for n in self.ready)
-
-
-def program(name: str, *segments: Segment, **options: object) -> ModelCall:
-    return ModelCall(id=name, messages=(Message(segments=segments),), **options)  # type: ignore[arg-type]
-
 
 # --- readiness --------------------------------------------------------------------------------------------------------
 
@@ -200,155 +115,6 @@ def test_an_outcome_heard_twice_changes_nothing() -> None:
     play.value("a", "a", "a")
     assert play.names == ["call-a2"]
     assert play.graph.calls[CallId("call-b")].missing == 1
-
-
-# --- refusals name the culprit ----------------------------------------------------------------------------------------
-
-
-def test_an_unknown_input_is_refused_by_the_names_of_call_function_and_placeholder() -> None:
-    play = Play()
-    play.submit(
-        program("c", Input(variables=("ghost",), name="topic"), Output(variables=("o",)), function="essay"), call("ok")
-    )
-    failure = play.failure("o")
-    assert failure.code is ErrorCode.UNKNOWN_VARIABLE
-    assert (failure.call, failure.function, failure.variable) == ("c", "essay", "ghost")
-    for part in ("'c'", "'essay'", "'topic'", "'ghost'"):
-        assert part in failure.message
-    assert play.names == ["call-ok"], "the other calls of the entry stand"
-
-
-@pytest.mark.parametrize(
-    ("bad", "part"),
-    [
-        (program("c", Text(text="no output")), "no output"),
-        (program("c", Output(variables=("o",)), Output(variables=("o",))), "twice: o, o"),
-        (program("c", Output(variables=("o", "p")), Output(variables=("q",))), "only the last output"),
-    ],
-)
-def test_a_malformed_call_is_refused_and_every_output_it_names_fails(bad: ModelCall, part: str) -> None:
-    play = Play()
-    effects = play.submit(bad)
-    assert {v for v, _ in effects.doomed} == {
-        v for m in bad.messages for s in m.segments if isinstance(s, Output) for v in s.variables
-    }
-    for _, outcome in effects.doomed:
-        assert isinstance(outcome, Failure)
-        assert outcome.code is ErrorCode.INVALID_CALL
-        assert part in outcome.message
-        assert "'c'" in outcome.message
-    play.settle()
-    assert play.graph.calls[CallId("c")].state is CallState.ENDED
-
-
-def test_a_second_producer_is_refused_and_the_first_keeps_its_variable() -> None:
-    play = Play()
-    play.submit(call("a"))
-    second = program("second", Output(variables=("extra",)), Output(variables=("a",)))
-    play.submit(second)
-    failure = play.failure("extra")
-    assert "'call-a'" in failure.message
-    assert "'a'" in failure.message
-    assert "a" not in play.stream
-    play.run_all()
-    assert play.stream["a"] == (VALUE, None)
-
-
-def test_the_same_entry_twice_is_one_call() -> None:
-    play = Play()
-    play.submit(call("a"), call("b", "a"))
-    play.submit(call("a"), call("b", "a"))
-    assert play.pending == []
-    play.run_all()
-    assert play.runs == ["call-a", "call-b"]
-
-
-@pytest.mark.parametrize("together", [True, False])
-def test_another_call_under_a_used_id_fails_its_outputs_instead_of_vanishing(together: bool) -> None:
-    play = Play()
-    one, two = program("same", Output(variables=("x",))), program("same", Output(variables=("y",)))
-    entries: list[list[Call]] = [[one, two, call("z", "y")]] if together else [[one], [two], [call("z", "y")]]
-    for entry in entries:
-        play.submit(*entry)
-    failure = play.failure("y")
-    assert failure.code is ErrorCode.INVALID_CALL
-    assert "'same'" in failure.message
-    assert play.graph.variables[VarId("z")].status is FAILURE
-    play.run_all()
-    assert play.runs == ["same"]
-
-
-# --- cycles -----------------------------------------------------------------------------------------------------------
-
-
-def cyclic(play: Play, *variables: str) -> None:
-    for variable in variables:
-        failure = play.failure(variable)
-        assert failure.code is ErrorCode.CYCLE
-        assert failure.call == f"call-{variable}"
-        assert f"'call-{variable}'" in failure.message
-
-
-def test_a_call_that_needs_its_own_output_is_refused() -> None:
-    play = Play()
-    play.submit(call("a", "a"), call("b", "a"))
-    cyclic(play, "a")
-    assert play.failure("b").call == "call-a", "what needs it fails with the first cause"
-
-
-def test_two_calls_that_need_each_other_are_refused_and_the_chain_is_shown() -> None:
-    play = Play()
-    play.submit(call("a", "b"), call("b", "a"), call("free"))
-    cyclic(play, "a", "b")
-    assert "'call-a' -> 'call-b' -> 'call-a'" in play.failure("a").message
-    assert play.names == ["call-free"]
-
-
-def test_a_cycle_closed_later_through_a_declared_variable_fails_the_call_that_closed_it() -> None:
-    play = Play()
-    play.graph.declare([VarId("x")])
-    play.submit(call("a", "x"))
-    play.submit(call("b", "a"))
-    play.submit(call("x", "b"))
-    cyclic(play, "x")
-    assert play.failure("a").call == "call-x"
-    assert play.failure("b").call == "call-x"
-    assert play.graph.unfinished == 0
-
-
-def test_a_long_cycle_is_found_and_calls_beside_it_run() -> None:
-    play = Play()
-    ring = [call(f"r{i}", f"r{(i + 1) % 500}") for i in range(500)]
-    play.submit(*ring, call("before"), call("after", "r0"))
-    cyclic(play, "r0", "r499")
-    assert play.names == ["call-before"]
-    assert play.failure("after").code is ErrorCode.CYCLE
-
-
-def test_two_cycles_joined_by_a_bridge_all_end() -> None:
-    play = Play()
-    play.submit(call("a", "b"), call("b", "a"), call("bridge", "b"), call("c", "d", "bridge"), call("d", "c"))
-    cyclic(play, "a", "b", "c", "d")
-    assert play.graph.variables[VarId("bridge")].status is FAILURE
-    assert play.graph.unfinished == 0
-
-
-def test_what_is_a_cycle_does_not_depend_on_values_so_that_a_rebuilt_graph_judges_alike() -> None:
-    entries: list[list[Call]] = [
-        [call("m", "n")],
-        [program("late", Input(variables=("m",)), Output(variables=("n",)), Output(variables=("k",)))],
-    ]
-    live, rebuilt = Play(), Play()
-    for play in (live, rebuilt):
-        play.graph.declare([VarId("n")])
-    live.submit(*entries[0])
-    live.value("n")  # set by hand before the second entry is read; a rebuilding scheduler reads all entries first
-    live.submit(*entries[1])
-    for entry in entries:
-        rebuilt.submit(*entry)
-    rebuilt.value("n")
-    assert live.failure("k") == rebuilt.failure("k")
-    assert live.graph.calls[CallId("call-m")].state == rebuilt.graph.calls[CallId("call-m")].state
 
 
 # --- lazy sessions ----------------------------------------------------------------------------------------------------
@@ -591,7 +357,10 @@ def test_upstream_a_cancellation_takes_what_was_made_for_nobody_else_and_nobody_
 
 # --- everything at once -----------------------------------------------------------------------------------------------
 
+
 NAMES = [f"v{i}" for i in range(9)]
+
+
 names = st.sampled_from(NAMES)
 
 
@@ -737,4 +506,6 @@ class GraphMachine(RuleBasedStateMachine):
 
 
 GraphMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
 TestGraphMachine = GraphMachine.TestCase
