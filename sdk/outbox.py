@@ -124,7 +124,7 @@ class Outbox:
         self._append = append
         self._fail = fail
         self._pending: list[LogEntry] = []
-        self._woken = asyncio.Event()
+        self._wake: asyncio.Future[None] | None = None
         self._said = 0
         self._done = 0
         self._flushes: list[tuple[int, asyncio.Future[None]]] = []
@@ -134,7 +134,8 @@ class Outbox:
         """Have `entries` appended, after all that was said before."""
         self._pending += entries
         self._said += len(entries)
-        self._woken.set()
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     async def tell(self, entry: Cancel | Close) -> None:
         """Have `entry` appended after all that was said before, and wait until it is. Raises `BusError` if it is not stored."""
@@ -154,8 +155,10 @@ class Outbox:
     async def run(self) -> None:
         """Append what is said, for ever."""
         while True:
-            await self._woken.wait()
-            self._woken.clear()
+            if not self._pending:
+                self._wake = asyncio.get_running_loop().create_future()
+                await self._wake
+                continue
             batch, self._pending = self._pending, []
             for entry in pack(batch):
                 await self._store(entry)

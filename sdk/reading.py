@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Protocol
 
@@ -56,7 +55,7 @@ class Reading:
         self._subscriptions: dict[VarId | None, Subscription] = {}
         self._desired: set[VarId | None] = set()
         self._syncing: set[VarId | None] = set()
-        self._gets: deque[VarId] = deque()
+        self._gets: list[VarId] = []
         self._getters = 0
         self._timer: asyncio.TimerHandle | None = None
         self._streams: set[Callable[[], None]] = set()
@@ -187,7 +186,7 @@ class Reading:
     async def _get_all(self) -> None:
         try:
             while self._gets:
-                await self._get(self._gets.popleft())
+                await self._get(self._gets.pop())
         finally:
             self._getters -= 1
 

@@ -48,7 +48,7 @@ class Running:
         self.loop = asyncio.get_running_loop()
         self.outbox = Outbox(self._append, session.fail)
         self.reading: Reading
-        self._stop = asyncio.Event()
+        self._stop: asyncio.Future[None] = self.loop.create_future()
         self._span: spans.SessionSpan | None = None
         self._owner: asyncio.Task[None]
 
@@ -83,7 +83,7 @@ class Running:
                 tasks.create_task(self.outbox.run())
                 tasks.create_task(self._beat())
                 ready.set_result(None)
-                await self._stop.wait()
+                await self._stop
                 await self.reading.close()
                 raise _Stopped
         except* _Stopped:
@@ -138,7 +138,8 @@ class Running:
             except (TimeoutError, BusError) as error:  # then the session ends when it expires
                 _log.warning("close_not_stored", session=self.session.id, error=str(error))
             finally:
-                self._stop.set()
+                if not self._stop.done():
+                    self._stop.set_result(None)
                 await asyncio.wait([self._owner])
 
     async def close(self) -> None:

@@ -170,8 +170,8 @@ class Bus(ABC):
         server restarts. `caught_up` runs once, between two messages, when all that was stored at the start has been handled."""
 
     @abstractmethod
-    async def purge(self, stream: Stream, subject: str) -> int:
-        """Delete the messages of `subject` (wildcards allowed); returns how many."""
+    async def purge(self, stream: Stream, subject: str, *, keep: int = 0) -> int:
+        """Delete the messages of `subject` (wildcards allowed) but for the last `keep`; returns how many."""
 
     @abstractmethod
     async def measure(self, stream: Stream) -> StreamSize:

@@ -160,10 +160,11 @@ class StreamState:
         sequences = self._by_subject.get(subject)
         return self.messages[sequences[-1]] if sequences else None
 
-    def purge(self, pattern: str) -> int:
-        """Delete the messages of a subject; returns how many."""
+    def purge(self, pattern: str, keep: int) -> int:
+        """Delete the messages of a subject but for the last `keep`; returns how many."""
         parts = pattern.split(".")
-        gone = [stored for stored in self.messages.values() if _matches(parts, stored.subject.split("."))]
+        found = [stored for stored in self.messages.values() if _matches(parts, stored.subject.split("."))]
+        gone = found[: max(0, len(found) - keep)]
         for stored in gone:
             self._delete(stored)
         return len(gone)

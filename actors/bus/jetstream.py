@@ -234,9 +234,9 @@ class JetStream:
         """How much a stream holds."""
         return _size_of((await self.api(f"STREAM.INFO.{stream}", {}, timeout=timeout))["state"])
 
-    async def purge(self, stream: str, subject: str, *, timeout: float = 20.0) -> int:
-        """Delete the messages of `subject`; returns how many."""
-        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject}, timeout=timeout)
+    async def purge(self, stream: str, subject: str, keep: int, *, timeout: float = 20.0) -> int:
+        """Delete the messages of `subject` but for the last `keep`; returns how many."""
+        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject, "keep": keep}, timeout=timeout)
         return int(answer["purged"])
 
 

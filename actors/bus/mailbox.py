@@ -58,7 +58,7 @@ class Mailbox(Subscription, Generic[T]):
         self._on_error = on_error
         self._limits = limits
         self._detach = detach
-        self._items: deque[tuple[T, int]] = deque()
+        self._items: deque[tuple[T, int]] | None = None  # none while it is empty, as most are: a deque takes 600 bytes
         self._size = 0
         self._overflowing = False
         self._closed = False
@@ -74,9 +74,10 @@ class Mailbox(Subscription, Generic[T]):
         """Deliver one message whose body has `size` bytes."""
         if self._closed:
             return
-        full = len(self._items) >= self._limits.messages or self._size + size > self._limits.size
-        if full and self._items:
-            self._overflow()
+        if self._items is None:
+            self._items = deque()
+        elif len(self._items) >= self._limits.messages or self._size + size > self._limits.size:
+            self._overflow(len(self._items))
             return
         self._items.append((item, size))
         self._size += size
@@ -97,7 +98,7 @@ class Mailbox(Subscription, Generic[T]):
         """Stop; no handler runs after this returns (one that runs is cancelled). A handler may close its own mailbox."""
         if not self._closed:
             self._closed = True
-            self._items.clear()
+            self._items = None
             self._detach(self)
         if self._task is asyncio.current_task():
             return  # its loop ends when the handler returns
@@ -106,14 +107,14 @@ class Mailbox(Subscription, Generic[T]):
 
     async def _run(self) -> None:
         while not self._closed:
-            if not self._items:
+            if self._items is None:
                 self._wake = asyncio.get_running_loop().create_future()
                 await self._wake
                 continue
             item, size = self._items.popleft()
             self._size -= size
             if not self._items:
-                self._overflowing = False
+                self._items, self._overflowing = None, False
             try:
                 await self._handler(item)
             except Exception as error:
@@ -121,9 +122,9 @@ class Mailbox(Subscription, Generic[T]):
                 failed.__cause__ = error
                 self.fail(failed)
 
-    def _overflow(self) -> None:
+    def _overflow(self, messages: int) -> None:
         if self._overflowing:
             return
         self._overflowing = True
-        held = f"{len(self._items)} messages, {self._size} bytes"
+        held = f"{messages} messages, {self._size} bytes"
         self.fail(SlowConsumer(f"the mailbox of {self.name} is full ({held}): messages to it are lost"))

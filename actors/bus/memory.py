@@ -133,10 +133,10 @@ class MemoryBus(Bus):
         self._subscriptions.add(mailbox)
         return mailbox
 
-    async def purge(self, stream: Stream, subject: str) -> int:
-        """Delete the messages of `subject`."""
+    async def purge(self, stream: Stream, subject: str, *, keep: int = 0) -> int:
+        """Delete the messages of `subject` but for the last `keep`."""
         self._check_open()
-        return self._broker.stream(stream).purge(subject)
+        return self._broker.stream(stream).purge(subject, keep)
 
     async def measure(self, stream: Stream) -> StreamSize:
         """Messages, and bytes of their bodies."""

@@ -226,10 +226,10 @@ class NatsBus(Bus):
             raise
         return follow
 
-    async def purge(self, stream: Stream, subject: str) -> int:
-        """Delete the messages of `subject`."""
+    async def purge(self, stream: Stream, subject: str, *, keep: int = 0) -> int:
+        """Delete the messages of `subject` but for the last `keep`."""
         self._check_open()
-        return await self._jetstream.purge(stream.name, subject)
+        return await self._jetstream.purge(stream.name, subject, keep)
 
     async def measure(self, stream: Stream) -> StreamSize:
         """How much a stream holds, as its leader says."""

@@ -29,6 +29,7 @@ from myna.actors.messages import (
     StreamStatus,
     Tenant,
     TenantPolicy,
+    Usage,
     WorkerId,
 )
 from myna.actors.outcomes import OutcomeStatus
@@ -66,6 +67,7 @@ from myna.actors.scheduler.outboxes import Outboxes
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.post import Post
 from myna.actors.scheduler.questions import Questions
+from myna.actors.scheduler.records import UsageRecords
 from myna.actors.subjects import InvalidName, ToWorker
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ class Scheduler:
         self._outboxes = Outboxes(bus, self._spawn)
         self._post = Post(bus)
         self._questions = Questions(bus, self._core, self._post, self._spawn, self._status)
+        self._records = UsageRecords(bus, self._used)
         self._streams: tuple[StreamStatus, ...] = ()
         self._log_read = 0
         """Sequence of the last entry of the log that is in the mailbox."""
@@ -130,6 +133,7 @@ class Scheduler:
                 await self._rebuild()
                 await self._listen()
                 await self._mailbox.put(Led(self._name, leadership.term, self._now()))
+                await self._records.follow(self._on_error)
                 self._tasks.create_task(self._tick())
                 self._tasks.create_task(self._keep_streams())
         except* (BusError, SchedulerFailed) as errors:  # one clause: of two, each that applied would add to a group
@@ -156,6 +160,7 @@ class Scheduler:
                 log.error("a stream can't be made", reason=str(error))
                 continue
             self._streams = await self._measure()
+            await self._records.trim(self._streams)
 
     async def _measure(self) -> tuple[StreamStatus, ...]:
         """How much the streams hold, as far as it is to be had."""
@@ -170,7 +175,6 @@ class Scheduler:
         """Fold what tenants may have, the log, and the values' headers into the core. All are followed for ever after."""
         for stream, handler, headers_only in (
             (subjects.TENANTS, self._on_policy, False),
-            (subjects.USAGE, self._on_usage, True),
             (subjects.LOG, self._on_log, False),
             (subjects.VALUES, self._on_value, True),
         ):
@@ -222,9 +226,8 @@ class Scheduler:
             return
         await self._mailbox.put(PolicySet(policy, self._now()))
 
-    async def _on_usage(self, stored: Stored) -> None:
-        calls, usage = outcomes.read_usage(stored.headers)
-        await self._mailbox.put(Recorded(Tenant(stored.subject.split(".")[1]), usage, calls, self._now()))
+    async def _used(self, tenant: Tenant, usage: Usage, calls: int) -> None:
+        await self._mailbox.put(Recorded(tenant, usage, calls, self._now()))
 
     async def _on_log(self, stored: Stored) -> None:
         event: SchedulerEvent

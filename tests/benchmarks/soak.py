@@ -4,7 +4,8 @@
 
 One NATS server, one scheduler, two engines without a model, and this process as the client. First all sessions are opened and
 filled until the variables are there. Then, until the time is over, sessions are closed and others opened in their place, so that
-as many are open at each moment. Memory is flat where its mean in the last third is not above that of the middle third.
+as many are open at each moment. Memory is flat where its mean in the last third is not above that of the middle third, and so
+are the files of the sessions' streams. The records of what closed sessions used are kept, up to a bound, and told apart.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from myna import Input, Output, Session
 from myna.actors import config, subjects
 from myna.actors.bus import BusError, Unavailable
 from myna.actors.bus.nats import NatsBus
+from myna.actors.scheduler.records import MOST
 from myna.sdk.client import Client
 from tests.benchmarks.reporting import Row, show, write
 from tests.faults.cluster import Cluster, cluster
@@ -54,11 +56,13 @@ def word_of(parts: Input, word: Annotated[str, Output(max_tokens=3)]) -> None:
 
 @dataclass
 class Soak:
-    """What happened. At each look, in megabytes: memory by process, what the streams hold, and the files in which they do."""
+    """What happened. At each look, in megabytes: memory by process, what the sessions' streams hold, the files in which they do,
+    and the records of what closed sessions used."""
 
     memory: dict[str, list[float]] = field(default_factory=dict)
     streams: list[float] = field(default_factory=list)
     files: list[float] = field(default_factory=list)
+    records: list[float] = field(default_factory=list)
     opened: int = 0
     variables: int = 0
     most_open: int = 0
@@ -151,12 +155,13 @@ def megabytes(pid: int | str) -> float:
     return 0.0
 
 
-def on_disk(folder: Path) -> float:
-    """Megabytes that a folder's files take on the disk; files come and go meanwhile."""
+def on_disk(store: Path) -> float:
+    """Megabytes that the sessions' streams take on the disk; files come and go meanwhile."""
     blocks = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            blocks += path.stat().st_blocks
+    for stream in subjects.SESSION_STREAMS:
+        for path in store.rglob(f"streams/{stream.name}/**/*"):
+            with contextlib.suppress(FileNotFoundError):
+                blocks += path.stat().st_blocks
     return blocks * 512 / 1e6
 
 
@@ -171,11 +176,13 @@ async def watch(soak: Soak, actors: list[Actor], servers: Cluster, bus: NatsBus)
                     soak.memory.setdefault(name, []).append(megabytes(pid))
         with contextlib.suppress(BusError):  # no answer in time: the others' figures are not to be lost with it
             soak.streams.append(sum([(await bus.measure(s)).size for s in subjects.SESSION_STREAMS]) / 1e6)
+            soak.records.append((await bus.measure(subjects.USAGE)).size / 1e6)
         soak.files.append(await asyncio.to_thread(on_disk, servers.servers[0].config.store))
         rounded = {name: round(seen[-1]) for name, seen in soak.memory.items()}
-        streams, files = max(soak.streams[-1:], default=0.0), soak.files[-1]
+        streams, records = (max(seen[-1:], default=0.0) for seen in (soak.streams, soak.records))
         done = f"{soak.opened} sessions, {soak.variables} variables"
-        print(f"{done}; memory {rounded}, streams {streams:.0f}, files {files:.0f} MB", flush=True)
+        disk = f"streams {streams:.0f} in {soak.files[-1]:.0f}, records {records:.0f} MB"
+        print(f"{done}; memory {rounded}, {disk}", flush=True)
         await asyncio.sleep(WATCH)
 
 
@@ -231,6 +238,8 @@ def rows(soak: Soak) -> list[Row]:
     if soak.files:
         found.append(Row("soak", "growth of the streams' files", "ratio", "lower", growth(soak.files), target=FLAT))
         found.append(Row("soak", "the streams' files at the end", "MB", "lower", soak.files[-1]))
+    if soak.records:
+        found.append(Row("soak", "records of usage at the end", "MB", "lower", soak.records[-1], target=MOST / 1e6))
     for name in soak.memory:
         found.append(Row("soak", f"growth of {name}", "ratio", "lower", growth(soak.memory[name]), target=FLAT))
         found.append(Row("soak", f"memory of {name}", "MB", "lower", soak.memory[name][-1]))

@@ -337,10 +337,10 @@ class FaultyBus(Bus):
         self._subscriptions[mailbox] = None
         return mailbox
 
-    async def purge(self, stream: Stream, subject: str) -> int:
+    async def purge(self, stream: Stream, subject: str, *, keep: int = 0) -> int:
         def purge() -> int:
             self.network.purged.add(subject)
-            return self.network.broker.stream(stream).purge(subject)
+            return self.network.broker.stream(stream).purge(subject, keep)
 
         return await self._ask(purge, 20.0)
 

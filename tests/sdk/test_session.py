@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tracemalloc
 from typing import Annotated, Any
 
 import pytest
@@ -14,11 +15,11 @@ from myna.actors.bus import Bus, Delivery, Unavailable
 from myna.actors.bus.mailbox import Limits
 from myna.actors.messages import Chunk, Close, ErrorCode, Failure, LogEntry, Objective, Open, Submit, Value, VarId, Want
 from myna.actors.worker.noop import NoopBackend, NoopModel
-from myna.sdk.client import Client
+from myna.sdk.client import Client, connect
 from myna.sdk.errors import Cancelled, TimedOut
 from myna.sdk.session import Session
-from tests.actors.stage import TENANT, Stage, until
-from tests.network import Collected, MemoryNetwork, Network
+from tests.actors.stage import TENANT, Stage, stage, until
+from tests.network import Collected, MemoryNetwork, NatsNetwork, Network
 
 
 @myna.function
@@ -572,3 +573,25 @@ async def test_a_fault_inside_ends_the_session_and_its_waiters(client: Client, m
             await waiting
         with pytest.raises(myna.SessionClosed, match="failed inside"):
             ask("x")
+
+
+async def test_an_open_session_takes_no_block_of_the_heap_that_scatters(nats: NatsNetwork) -> None:
+    """Python serves up to 512 bytes from pools of its own. Larger blocks lie in the C heap, where those of long-lived sessions
+    leave holes between them."""
+    many = 20
+    async with stage(nats.bus) as play, connect(bus=await nats.bus()) as client:
+        await play.scheduler()
+        await play.worker()
+        async with client.session() as warm:
+            await ask("?", session=warm)
+        sessions = [client.session() for _ in range(many)]
+        tracemalloc.start()
+        try:
+            for session in sessions:
+                await session.open()
+                await ask("?", session=session)
+            gc.collect()
+            large = [trace for trace in tracemalloc.take_snapshot().traces if trace.size > 512]
+        finally:
+            tracemalloc.stop()
+        assert len(large) < many, "\n".join(map(str, large))

@@ -467,6 +467,22 @@ async def test_a_purge_deletes_and_counts_and_does_not_disturb_a_follower(stream
     assert [int(m.data) for m in late.items] == [0, 2, 4, 6, 8, 10]
 
 
+async def test_a_purge_may_leave_the_newest_which_a_follower_goes_on_from(streams: Bus) -> None:
+    for i in range(5):
+        await streams.append(LOG, str(i).encode())
+    got = Collected[Stored]()
+    await streams.follow(subjects.LOG, got, caught_up=got.caught_up)
+    await got.until(5, caught_up=1)
+    assert await streams.purge(subjects.LOG, ">", keep=2) == 3
+    assert await streams.purge(subjects.LOG, ">", keep=2) == 0
+    await streams.append(LOG, b"5")
+    await got.until(6)
+    late = Collected[Stored]()
+    await streams.follow(subjects.LOG, late, caught_up=late.caught_up)
+    await late.until(3, caught_up=1)
+    assert [int(m.data) for m in late.items] == [3, 4, 5]
+
+
 async def test_a_purged_variable_can_be_written_anew(streams: Bus) -> None:
     await streams.append(write("v"), b"old")
     assert await streams.purge(subjects.VALUES, subjects.of_session(T, S)) == 1
