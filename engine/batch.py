@@ -1,9 +1,9 @@
 """Which tokens go into the next step, and who gives way when pages run out. No torch, no clock, no I/O here.
 
 Continuous batching: every step takes one token of each decoding program and fills the rest of its budget with chunks of
-prompts. Why it can't come to a standstill: programs are strictly ordered by importance (priority, order, arrival); when a
-page is wanted, everything less important gives way in turn (idle contexts, then running programs, then pins), and
-whatever gives way keeps its tokens and is computed again. No context may outgrow the pool, so the most important
+prompts; how much, `budget` says. Why it can't come to a standstill: programs are strictly ordered by importance (priority,
+order, arrival); when a page is wanted, everything less important gives way in turn (idle contexts, then running programs, then
+pins), and whatever gives way keeps its tokens and is computed again. No context may outgrow the pool, so the most important
 program always fits. What waits takes a running one's place only by its priority.
 """
 
@@ -14,16 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 
+from myna.engine.budget import Budget
 from myna.engine.context import Context, ContextStore
 from myna.engine.errors import OutOfPages
 from myna.engine.interface import BatchLimits
 from myna.engine.program import Importance, Program, ProgramState
 
 _LOOK_AHEAD = 4
-_TILES_ALONE = 4
-"""Of a step that computes for nobody alone. On a GPU 256 tokens take half as long again as one."""
-LEAST = -(2**31)
-"""The priority of what is computed for its own sake: nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +50,6 @@ class Batch:
         self._store = store
         self._limits = limits
         self._unpin = unpin
-        self._ahead: int | None = None
-        """Tokens that the step being planned may still compute for nobody; None: no bound."""
-        self._lead: tuple[int, float] | None = None
-        """Priority and order of the first program that draws in it."""
-        self._withheld = 0
-        """Tokens of its prompts that those who come after that one have less."""
 
     def add(self, program: Program) -> None:
         """Put a program in the queue."""
@@ -90,16 +81,11 @@ class Batch:
         """Choose the next step's tokens and make room for them. Takes waiting programs in where they fit."""
         schedule = Schedule()
         self._make_way()
-        # Decodes come on top: what is left of a prompt after a step that they shortened would cost a whole step more.
-        limits = self._limits
-        self._lead = next((program.key[:2] for program in self.running if program.work == 1), None)
-        budget = (limits.mixed_tokens if self._lead is not None else None) or limits.step_tokens
-        self._withheld = max(budget - (limits.leading_tokens or budget), 0)
-        self._ahead = self._spare()
+        budget = Budget(self._limits, self.running, self.waiting)
         calm = self.preemptions
         for program in list(self.running):
             if program.state is ProgramState.RUNNING:
-                budget -= self._plan(program, budget, schedule)
+                self._plan(program, budget, schedule)
         if self.preemptions == calm:
             self._admit(budget, schedule)
         return schedule
@@ -124,44 +110,20 @@ class Batch:
         if awaited or (chunk.tokens > 1 and not program.context.pending):
             program.context.publish()
 
-    def _plan(self, program: Program, budget: int, schedule: Schedule) -> int:
-        """Plan a running program's next chunk; returns what it takes from the budget of prompt tokens."""
+    def _plan(self, program: Program, budget: Budget, schedule: Schedule) -> None:
+        """Plan a running program's next chunk."""
         work = program.work
         if not work:
             if program.output is None:  # else it has nothing to do until its last draw is read
                 schedule.idle.append(program)
-            return 0
-        tokens = 1 if work == 1 else self._part(program, max(self._left(program, budget), 0))
+            return
+        tokens = 1 if work == 1 else budget.part(program)
         if not tokens or not self._reserve(program, tokens):
-            return 0
+            return
         draws = tokens == program.context.pending and program.output is not None
         schedule.chunks.append(Chunk(program, tokens, draws))
-        return tokens if work > 1 else 0
-
-    def _left(self, program: Program, budget: int) -> int:
-        """What of the step's budget is left for a program's prompt: less, where an output goes before it."""
-        return budget - self._withheld if self._lead is not None and self._lead < program.key[:2] else budget
-
-    def _spare(self) -> int | None:
-        """Tokens that a step may compute for nobody: what its outputs leave of a tile of rows, and none beside a prompt that
-        somebody waits for. A step with nothing else has a few tiles: somebody may come while it runs."""
-        tile = self._limits.ahead_tokens
-        if tile is None or all(queue[-1].request.priority > LEAST for queue in (self.running, self.waiting) if queue):
-            return None
-        if self.waiting and self.waiting[0].request.priority > LEAST:
-            return 0
-        awaited = [program for program in self.running if program.request.priority > LEAST]
-        if any(program.work > 1 for program in awaited):
-            return 0
-        return tile - len(awaited) % tile if awaited else _TILES_ALONE * tile
-
-    def _part(self, program: Program, budget: int) -> int:
-        """Tokens of a prompt that a step computes. What is computed ahead must hold nobody up, until somebody waits for it."""
-        part = min(program.work, budget)
-        if self._ahead is not None and program.request.priority == LEAST and program.publish_at is None:
-            part = min(part, self._ahead)
-            self._ahead -= part
-        return part
+        if work > 1:
+            budget.spend(program, tokens)
 
     def _reserve(self, program: Program, tokens: int) -> bool:
         """Get pages for a running program, from less important ones if need be. False: it had to give way itself."""
@@ -217,10 +179,10 @@ class Batch:
         pages = self._store.pool.pages_for(missing) + len(self.running)
         return len(self.running) < self._limits.max_sequences and self._available(pages)
 
-    def _admit(self, budget: int, schedule: Schedule) -> None:
+    def _admit(self, budget: Budget, schedule: Schedule) -> None:
         # A bounded look ahead past those that wait for a prefix: a queue of thousands must not cost every step.
         for program in self.waiting[: _LOOK_AHEAD * self._limits.max_sequences]:
-            if self._left(program, budget) <= 0 or len(self.running) >= self._limits.max_sequences:
+            if not budget.has_room(program) or len(self.running) >= self._limits.max_sequences:
                 return
             if program.context.unread or self._waits_for_prefix(program):  # its last token is known a step from now
                 continue
@@ -229,7 +191,7 @@ class Batch:
             self.waiting.remove(program)
             program.state = ProgramState.RUNNING
             insort(self.running, program, key=_importance)
-            budget -= self._plan(program, budget, schedule)
+            self._plan(program, budget, schedule)
 
     def _fits(self, program: Program) -> bool:
         """Whether all of a waiting program's work fits now; takes over the prefix that the tree holds if it does."""

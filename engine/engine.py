@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from myna.engine.batch import LEAST, Batch, Chunk
+from myna.engine.batch import Batch, Chunk
 from myna.engine.context import ContextId, ContextStore
 from myna.engine.errors import ContextBusy, ContextFreed, StepFailed
 from myna.engine.interface import BatchLimits, ModelRunner
@@ -21,7 +21,7 @@ from myna.engine.pages import PagePool
 from myna.engine.pins import Pins
 from myna.engine.pipeline import Pipeline
 from myna.engine.planner import SMALL_RUN, Planner
-from myna.engine.request import Bounds, Event, Fill, Generate, Request, RequestId
+from myna.engine.request import LEAST, Bounds, Event, Fill, Generate, Request, RequestId
 from myna.engine.sampling import SamplingParams
 from myna.engine.stats import EngineStats, Survey
 from myna.engine.structured.grammars import Grammars

@@ -11,6 +11,8 @@ from myna.engine.errors import InvalidPrompt, PromptTooLong
 from myna.engine.sampling import SamplingParams
 
 RequestId = NewType("RequestId", str)
+LEAST = -(2**31)
+"""The priority of what is computed for its own sake: nobody waits for it."""
 
 
 class FinishReason(StrEnum):

@@ -3,15 +3,16 @@
 No random state is kept: the uniform number of a draw is a hash of (seed, position), and everything else is computed
 row by row, so that what runs beside a sequence can't change its tokens.
 
-What a grammar forbids is asked as late as the device allows. On a CPU a token is drawn first, as if there were no grammar; only
-where it may not come is the mask computed, and a token drawn among those that may, by another number. Together that is a draw
-among these alone. With top-k or top-p it would not be: there, and on a GPU, the mask comes first.
+What a grammar forbids is asked as late as the device allows. On a CPU, where little may come, the mask is computed and a token
+drawn among those few: that costs less than a draw without a grammar. Elsewhere a token is drawn first, as if there were no
+grammar; only where it may not come is the mask computed, and a token drawn among those that may, by another number. Together
+that is a draw among these alone. With top-k or top-p it would not be: there, and on a GPU, the mask comes first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +40,9 @@ class Constrained(Protocol):
 
     def allows(self, token: int) -> bool:
         """Whether it may be this one."""
+
+    def narrow(self) -> bool:
+        """Whether it may be little, as far as that is known without looking at all that it may be."""
 
     def mask(self) -> Mask | None:
         """All that it may be."""
@@ -133,11 +137,8 @@ def begin(logits: Tensor, rows: Sequence[Row], greedy: tuple[Tensor, Tensor] | N
     sound = best.isfinite()
     chosen = [index for index, row in enumerate(rows) if not row.sampling.greedy]
     if chosen:
-        place = send(chosen, torch.int64, logits.device)
-        part = logits if len(chosen) == len(rows) else logits[place]
         tokens = tokens.to(torch.int64, copy=True)
-        tokens[place] = _draw(part.float(), [rows[index] for index in chosen])
-        _draw_again(logits, rows, tokens, sound)
+        _draw_rows(logits, rows, chosen, tokens, sound)
     return Drawing(tokens, sound, None if asked is None else asked.of(tokens))
 
 
@@ -206,30 +207,56 @@ def _drawn_before_asking(logits: Tensor, row: Row) -> bool:
     )
 
 
-def _draw_again(logits: Tensor, rows: Sequence[Row], tokens: Tensor, sound: Tensor) -> None:
-    """Put tokens that may come in the place of those that were drawn before their grammars were asked, and may not."""
-    asking = [index for index, row in enumerate(rows) if _drawn_before_asking(logits, row)]
-    drawn = tokens.tolist() if asking else []
+def _draw_rows(logits: Tensor, rows: Sequence[Row], chosen: Sequence[int], tokens: Tensor, sound: Tensor) -> None:
+    """Draw for the chosen rows, into `tokens` [rows]. Rows for which nothing can be drawn are marked in `sound` [rows]."""
+    asking = [index for index in chosen if _drawn_before_asking(logits, rows[index])]
+    few = {index for index in asking if _narrow(rows[index])}
+    free = [index for index in chosen if index not in few]
+    if free:
+        place = send(free, torch.int64, logits.device)
+        part = logits if len(free) == len(rows) else logits[place]
+        tokens[place] = _draw(part.float(), [rows[index] for index in free])
+    if asking:
+        _draw_allowed(logits, rows, asking, few, tokens.numpy(), sound.numpy())
+
+
+def _draw_allowed(
+    logits: Tensor,
+    rows: Sequence[Row],
+    asking: Sequence[int],
+    few: Container[int],
+    tokens: NDArray[np.int64],
+    sound: NDArray[np.bool_],
+) -> None:
+    """Draw for rows that their grammars allow `few` tokens, and again for those of `asking` whose token may not come."""
     for index in asking:
-        constraint = rows[index].constraint
-        if constraint is None or _allows(rows[index], drawn[index]):
+        row = rows[index]
+        if index in few:
+            number = uniform(row.seed, row.position)
+        elif _allows(row, int(tokens[index])):
             continue
-        mask = constraint.mask()
-        ids = _ids(_without(mask, rows[index].banned)) if mask is not None else ()
+        else:
+            number = uniform(_mix(row.seed & _MASK), row.position)
+        mask = None if row.constraint is None else row.constraint.mask()
+        ids = () if mask is None else _ids(_without(mask, row.banned))
         if sound[index] and len(ids):
-            tokens[index] = ids[_draw_of(logits[index].float().numpy()[ids], rows[index])]
+            tokens[index] = ids[_draw_of(logits[index].float().numpy()[ids], row.sampling.temperature, number)]
         else:
             sound[index] = False
 
 
-def _draw_of(logits: NDArray[np.float32], row: Row) -> int:
-    """Draw one of a few, by another number than the row's first draw: the place of its logit."""
+def _narrow(row: Row) -> bool:
+    return row.constraint is not None and row.constraint.narrow()
+
+
+def _draw_of(logits: NDArray[np.float32], temperature: float, number: float) -> int:
+    """Draw one of a few, by inverting at this number: the place of its logit."""
     weights = logits.astype(np.float64)
     weights -= weights.max()
-    weights /= max(row.sampling.temperature, _COLDEST)
+    weights /= max(temperature, _COLDEST)
     cumulative = np.exp(weights, out=weights).cumsum()
-    wanted = uniform(_mix(row.seed & _MASK), row.position) * cumulative[-1]
-    return int(np.searchsorted(cumulative, min(wanted, np.nextafter(cumulative[-1], 0)), side="right"))
+    wanted = min(number * cumulative[-1], np.nextafter(cumulative[-1], 0))
+    return int(np.searchsorted(cumulative, wanted, side="right"))
 
 
 def _without(mask: Mask, banned: frozenset[int]) -> Mask:
@@ -253,8 +280,17 @@ def _likeliest(logits: Tensor, mask: Mask) -> tuple[float, int]:
 
 
 def _ids(mask: Mask) -> NDArray[np.int64]:
-    """The tokens that a mask allows."""
-    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little").view(np.bool_))
+    """The tokens that a mask allows, in order."""
+    words = np.flatnonzero(mask)
+    if len(words) > len(mask) // 8:
+        return np.flatnonzero(_unpack(mask))
+    places = np.flatnonzero(_unpack(mask[words]))
+    ids: NDArray[np.int64] = words[places >> 5] << 5 | places & 31
+    return ids
+
+
+def _unpack(mask: Mask) -> NDArray[np.bool_]:
+    return np.unpackbits(mask.view(np.uint8), bitorder="little").view(np.bool_)
 
 
 def _spread(masks: Sequence[Mask], logits: Tensor) -> Tensor:

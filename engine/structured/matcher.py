@@ -27,6 +27,7 @@ class Matcher:
         self._machine = machine.deep_copy()
         self._stops = [(stop // 32, np.uint32(1 << stop % 32)) for stop in stops]
         self._stop_tokens = stops
+        self._letter: list[int] = tokenizer.tokenize_str("a")
         self._taken = 0
         self._ended = False
         self._broken = ""
@@ -109,6 +110,11 @@ class Matcher:
         if token in self._stop_tokens:
             return self._ended or self._machine.is_accepting()
         return self._ended or self._machine.is_error() or self._machine.validate_tokens([token]) == 1
+
+    def narrow(self) -> bool:
+        """Whether little may come next, as far as a letter tells: where that may come, mostly most of the vocabulary may."""
+        self._wait()
+        return not (self._ended or self._machine.is_error() or self._machine.validate_tokens(self._letter))
 
     def _wait(self) -> None:
         if self._computing is not None:

@@ -52,40 +52,6 @@ def test_decodes_and_chunks_of_prompts_share_steps() -> None:
     assert len(said.tokens["first", 0]) == before + steps
 
 
-def test_what_is_computed_ahead_takes_little_of_a_step_until_somebody_waits_for_it() -> None:
-    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 32, ahead_tokens=4))
-    machine.submit(ask("running", [1, 2], greedy(20, ignore_eos=True)))
-    machine.step()
-    machine.retain(RequestId("ahead"), [3] * 24)
-    computed = machine.stats().computed_tokens
-    for _ in range(3):
-        machine.step()
-    assert machine.stats().computed_tokens == computed + 3 * (3 + 1)
-    machine.submit(ask("waits", [3] * 25, greedy(1)))
-    said = Said()
-    for _ in range(3):
-        said.hear(machine.step())
-    assert "waits" in said.done
-
-
-def test_what_is_computed_ahead_delays_no_first_token() -> None:
-    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 64, ahead_tokens=4))
-    machine.submit(ask("first", [1] * 20, greedy(2, ignore_eos=True)))
-    machine.retain(RequestId("ahead"), [3] * 40)
-    machine.step()
-    assert machine.stats().computed_tokens == 20
-
-
-def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None:
-    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 64, ahead_tokens=4))
-    machine.retain(RequestId("ahead"), [3] * 60)
-    machine.step()
-    assert machine.stats().computed_tokens == 16
-    machine.submit(ask("comes", [1] * 20, greedy(1)))
-    machine.step()
-    assert machine.stats().computed_tokens == 16 + 20
-
-
 def test_the_latest_of_the_least_important_gives_way_first() -> None:
     machine = engine(pages=12, step=64)
     for name, priority in (("important", 1), ("early", 0), ("late", 0)):
@@ -104,19 +70,6 @@ def test_of_the_same_priority_the_order_that_was_given_goes_before_arrival() -> 
     for name, order, priority in (("third", 5.0, 0), ("second", -1.0, 0), ("first", 9.0, 1)):
         machine.submit(replace(ask(name, [1, 2, ord(name[0]) % 16], greedy(2), priority=priority), order=order))
     assert drain(machine).done == ["first", "second", "third"]
-
-
-@pytest.mark.parametrize(("order", "steps"), [(0.0, 2), (2.0, 2), (2.5, 6)], ids=["before it", "its equal", "after it"])
-def test_outputs_bound_the_steps_of_prompts_that_come_after_them(order: float, steps: int) -> None:
-    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 12, leading_tokens=4))
-    machine.submit(replace(ask("draws", [1, 2], greedy(20, ignore_eos=True)), order=2.0))
-    machine.step()
-    machine.submit(replace(ask("prompt", [3] * 24, greedy(1)), order=order))
-    said = Said()
-    for _ in range(steps):
-        assert "prompt" not in said.done
-        said.hear(machine.step())
-    assert "prompt" in said.done
 
 
 def test_a_large_prompt_is_not_overtaken_for_ever() -> None:

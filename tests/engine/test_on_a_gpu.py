@@ -108,7 +108,7 @@ def test_bfloat16_logits_are_as_near_to_the_truth_as_those_of_transformers(name:
 def test_graphs_change_nothing(name: str) -> None:
     def said(graphs: bool) -> list[Spoken]:
         machine = engine(name, torch.bfloat16, graphs=graphs)
-        frames: Any = machine._model._frames  # type: ignore[attr-defined]
+        frames: Any = machine._pipeline._model._frames  # type: ignore[attr-defined]
         assert [frame._graph is not None for frame in frames.values()] == [graphs] * len(frames)
         assert frames or not graphs, "nothing was captured"
         return speak(machine, PROMPTS, OUT) + speak(machine, PROMPTS[:3], 2 * OUT)

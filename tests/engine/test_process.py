@@ -105,6 +105,17 @@ def test_a_submitted_call_is_answered_and_repeats(host: Host) -> None:
     assert [delta.text for delta in more] == [delta.text for delta in deltas[2:]]
 
 
+def test_of_two_that_wait_the_one_begins_first_whose_order_is_less(host: Host) -> None:
+    running = [frames.Submit(f"running {n}", call("abc", 20 + n, ignore_eos=True)) for n in range(4)]
+    waiting = [
+        frames.Submit(name, call("abc", 2, ignore_eos=True), order=n) for name, n in (("last", 2.0), ("next", 1.0))
+    ]
+    host.say(*running, *waiting)
+    done = [host.until(frames.DoneReport)[-1] for _ in range(6)]
+    ids = [report.request_id for report in done if isinstance(report, frames.DoneReport)]
+    assert ids.index("next") < ids.index("last")
+
+
 def test_a_seed_of_the_call_serves_outputs_that_name_none(host: Host) -> None:
     output = frames.OutputSegment(0, frames.Sampling(max_tokens=8, temperature=50))
     sampled = frames.CallFrame((frames.CallMessage(None, (frames.TextSegment("abc"), output)),))

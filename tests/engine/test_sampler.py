@@ -167,10 +167,11 @@ def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
 
 
 class Only:
-    """A grammar that allows these tokens."""
+    """A grammar that allows these tokens. `narrow`: whether it says that they are few."""
 
-    def __init__(self, vocabulary: int, *tokens: int) -> None:
+    def __init__(self, vocabulary: int, *tokens: int, narrow: bool = False) -> None:
         self._tokens = frozenset(tokens)
+        self._narrow = narrow
         self._mask = np.zeros(-(-vocabulary // 32), np.uint32)
         for token in tokens:
             self._mask[token // 32] |= np.uint32(1 << token % 32)
@@ -178,15 +179,21 @@ class Only:
     def allows(self, token: int) -> bool:
         return token in self._tokens
 
+    def narrow(self) -> bool:
+        return self._narrow
+
     def mask(self) -> Mask:
         return self._mask
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("params", MIXED)
-def test_a_grammar_leaves_its_tokens_as_likely_to_each_other_as_they_were(params: dict[str, object]) -> None:
+def test_a_grammar_leaves_its_tokens_as_likely_to_each_other_as_they_were(
+    params: dict[str, object], narrow: bool
+) -> None:
     values = logits(1)[0]
     allowed = [5, 31, 32, 70, 299]
-    rows = [replace(row(position, **params), constraint=Only(300, *allowed)) for position in range(3000)]
+    rows = [replace(row(position, **params), constraint=Only(300, *allowed, narrow=narrow)) for position in range(3000)]
     drawn = Counter(draw.token for draw in sample(values.repeat(len(rows), 1), rows))
     assert set(drawn) <= set(allowed)
     alone = torch.full((300,), -math.inf)
@@ -199,10 +206,19 @@ def test_a_grammar_leaves_its_tokens_as_likely_to_each_other_as_they_were(params
 
 
 def test_where_a_grammar_leaves_nothing_nothing_is_drawn_and_neighbours_go_on() -> None:
-    rows = [replace(row(temperature=t), constraint=Only(300)) for t in (0, 1.0)]
-    none, nothing, free = sample(logits(3), [*rows, row(temperature=0)])
-    assert (none.token, nothing.token) == (None, None)
-    assert free.token == int(logits(3)[2].argmax())
+    cases = ((0, False), (1.0, False), (1.0, True))
+    rows = [replace(row(temperature=t), constraint=Only(300, narrow=narrow)) for t, narrow in cases]
+    *none, free = sample(logits(4), [*rows, row(temperature=0)])
+    assert [draw.token for draw in none] == [None] * 3
+    assert free.token == int(logits(4)[3].argmax())
+
+
+def test_what_a_free_row_draws_is_the_same_beside_rows_whose_grammars_allow_few() -> None:
+    free = row(temperature=1.0, seed=3)
+    beside = [replace(row(position, temperature=1.0), constraint=Only(300, 4, 9, narrow=True)) for position in range(3)]
+    (alone,) = sample(logits(1), [free])
+    *_, with_others = sample(logits(1).repeat(4, 1), [*beside, free])
+    assert with_others == alone
 
 
 def test_a_banned_token_comes_where_the_grammar_leaves_nothing_else() -> None:

@@ -18,6 +18,7 @@ from myna.engine.interface import BatchLimits
 from myna.engine.request import Failed, Fill, FinishReason, Generate, Request, RequestId
 from myna.engine.sampling import SamplingParams
 from myna.engine.structured.constraint import Constraint, ConstraintKind, constraint_of
+from myna.engine.structured.grammars import Grammars
 from tests.engine.driving import Said, ask, drain
 from tests.engine.hash_model import HashModel
 from tests.engine.tiny_tokenizers import byte_level
@@ -329,3 +330,18 @@ def test_the_same_constraint_is_compiled_once() -> None:
     machine.submit(ask("b", PROMPT, drawn(schema(PERSON))))
     assert machine.stats().waiting == 1, "it had to wait for its grammar again"
     drain(machine)
+
+
+@pytest.mark.parametrize(("pattern", "narrow"), [("[a-z]{3}", False), ("[0-9]{3}", True), ("(yes|no)", True)])
+def test_a_letter_tells_whether_little_may_come_next(pattern: str, narrow: bool) -> None:
+    grammars = Grammars(byte_level(), len(byte_level()), frozenset({EOS}))
+    matcher = grammars.compile(constraint_of("regex", pattern)).result().matcher(frozenset({EOS}))
+    assert matcher.narrow() is narrow
+
+
+def test_where_a_text_has_ended_nothing_is_narrow() -> None:
+    grammars = Grammars(byte_level(), len(byte_level()), frozenset({EOS}))
+    matcher = grammars.compile(constraint_of("regex", "[0-9]?")).result().matcher(frozenset({EOS}))
+    assert matcher.narrow()
+    matcher.take(0, EOS)
+    assert not matcher.narrow()

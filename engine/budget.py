@@ -1,0 +1,66 @@
+"""How many tokens of prompts one step computes, and whose. Pure: it looks at programs, and changes nothing.
+
+Law: a step is as long as those who wait for its end can bear. A token of each output comes on top: what is left of a prompt
+after a step that outputs shortened would cost a whole step more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from myna.engine.interface import BatchLimits
+from myna.engine.program import Program
+from myna.engine.request import LEAST
+
+_TILES_ALONE = 4
+"""Of a step that computes for nobody alone. On a GPU 256 tokens take half as long again as one."""
+
+
+class Budget:
+    """Of one step. `running`, `waiting`: all programs, the most important first."""
+
+    def __init__(self, limits: BatchLimits, running: Sequence[Program], waiting: Sequence[Program]) -> None:
+        self._lead = next((program.key[:2] for program in running if program.work == 1), None)
+        """Priority and order of the first program that draws in the step."""
+        self._left = (limits.mixed_tokens if self._lead is not None else None) or limits.step_tokens
+        self._withheld = max(self._left - (limits.leading_tokens or self._left), 0)
+        """What those who come after that one have less."""
+        self._ahead = _ahead(limits.ahead_tokens, running, waiting)
+        """What is left for nobody; None: no bound."""
+
+    def has_room(self, program: Program) -> bool:
+        """Whether a step may compute any more of a prompt of this importance."""
+        return self._left_for(program) > 0
+
+    def part(self, program: Program) -> int:
+        """Tokens of a program's prompt that the step may compute."""
+        part = min(program.work, max(self._left_for(program), 0))
+        return part if self._ahead is None or not _for_nobody(program) else min(part, self._ahead)
+
+    def spend(self, program: Program, tokens: int) -> None:
+        """The step computes so many tokens of a program's prompt."""
+        self._left -= tokens
+        if self._ahead is not None and _for_nobody(program):
+            self._ahead -= tokens
+
+    def _left_for(self, program: Program) -> int:
+        follows = self._lead is not None and self._lead < program.key[:2]
+        return self._left - self._withheld if follows else self._left
+
+
+def _for_nobody(program: Program) -> bool:
+    """Whether it is computed ahead, and nobody waits for it yet."""
+    return program.request.priority == LEAST and program.publish_at is None
+
+
+def _ahead(tile: int | None, running: Sequence[Program], waiting: Sequence[Program]) -> int | None:
+    """Tokens that a step may compute for nobody: what its outputs leave of a tile of rows, and none beside a prompt that somebody
+    waits for. A step with nothing else has a few tiles: somebody may come while it runs."""
+    if tile is None or all(queue[-1].request.priority > LEAST for queue in (running, waiting) if queue):
+        return None
+    if waiting and waiting[0].request.priority > LEAST:
+        return 0
+    awaited = [program for program in running if program.request.priority > LEAST]
+    if any(program.work > 1 for program in awaited):
+        return 0
+    return tile - len(awaited) % tile if awaited else _TILES_ALONE * tile

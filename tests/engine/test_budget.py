@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from myna.engine.interface import BatchLimits
+from myna.engine.request import RequestId
+from tests.engine.driving import Said, ask, greedy
+from tests.engine.hash_model import HashModel, serve
+
+torch.set_num_threads(1)
+
+
+def test_what_is_computed_ahead_takes_little_of_a_step_until_somebody_waits_for_it() -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 32, ahead_tokens=4))
+    machine.submit(ask("running", [1, 2], greedy(20, ignore_eos=True)))
+    machine.step()
+    machine.retain(RequestId("ahead"), [3] * 24)
+    computed = machine.stats().computed_tokens
+    for _ in range(3):
+        machine.step()
+    assert machine.stats().computed_tokens == computed + 3 * (3 + 1)
+    machine.submit(ask("waits", [3] * 25, greedy(1)))
+    said = Said()
+    for _ in range(3):
+        said.hear(machine.step())
+    assert "waits" in said.done
+
+
+def test_what_is_computed_ahead_delays_no_first_token() -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 64, ahead_tokens=4))
+    machine.submit(ask("first", [1] * 20, greedy(2, ignore_eos=True)))
+    machine.retain(RequestId("ahead"), [3] * 40)
+    machine.step()
+    assert machine.stats().computed_tokens == 20
+
+
+def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 64, ahead_tokens=4))
+    machine.retain(RequestId("ahead"), [3] * 60)
+    machine.step()
+    assert machine.stats().computed_tokens == 16
+    machine.submit(ask("comes", [1] * 20, greedy(1)))
+    machine.step()
+    assert machine.stats().computed_tokens == 16 + 20
+
+
+@pytest.mark.parametrize(("order", "steps"), [(0.0, 2), (2.0, 2), (2.5, 6)], ids=["before it", "its equal", "after it"])
+def test_outputs_bound_the_steps_of_prompts_that_come_after_them(order: float, steps: int) -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 12, leading_tokens=4))
+    machine.submit(replace(ask("draws", [1, 2], greedy(20, ignore_eos=True)), order=2.0))
+    machine.step()
+    machine.submit(replace(ask("prompt", [3] * 24, greedy(1)), order=order))
+    said = Said()
+    for _ in range(steps):
+        assert "prompt" not in said.done
+        said.hear(machine.step())
+    assert "prompt" in said.done
+
+
+def test_a_step_computes_no_more_of_prompts_beside_outputs_than_those_who_wait_for_its_end_can_bear() -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 24, mixed_tokens=8))
+    machine.submit(ask("alone", [1] * 24, greedy(9, ignore_eos=True)))
+    machine.step()
+    assert machine.stats().computed_tokens == 24
+    for name in ("one", "another"):
+        machine.submit(ask(name, [ord(name[0]) % 16] * 6, greedy(1)))
+    machine.step()
+    assert machine.stats().computed_tokens == 24 + 1 + 8
+    machine.step()
+    assert machine.stats().computed_tokens == 33 + 1 + 4
