@@ -608,7 +608,8 @@ class Phase(StrEnum):
 
 class CallSight(Frozen, frozen=True, tag="call-sight"):
     """A call at a worker, received at `since` (seconds since the epoch). `produced` tokens of its outputs; of `tokens` in its
-    context, `computed` have KV and `cached` were there before. `prefix`: the deepest of the worker's prefixes that it uses."""
+    context, `computed` have KV and `cached` were there before. `prefix`: the deepest of the worker's prefixes that it uses.
+    `first`: when the first token came."""
 
     tenant: Id
     session: Id
@@ -622,6 +623,7 @@ class CallSight(Frozen, frozen=True, tag="call-sight"):
     computed: int = 0
     cached: int = 0
     prefix: int | None = None
+    first: float | None = None
 
 
 class SpanSight(Frozen, frozen=True, tag="span-sight"):
@@ -765,7 +767,7 @@ class WorkerStatus(Frozen, frozen=True, tag="worker-status"):
 
 
 class SessionStatus(Frozen, frozen=True, tag="session-status"):
-    """One open session as the scheduler sees it."""
+    """One open session as the scheduler sees it, and its calls by state. `failed`: of those that are done."""
 
     tenant: Id
     session: Id
@@ -775,6 +777,7 @@ class SessionStatus(Frozen, frozen=True, tag="session-status"):
     ready: int
     running: int
     done: int
+    failed: int = 0
 
 
 class TenantStatus(Frozen, frozen=True, tag="tenant-status"):

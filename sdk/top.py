@@ -104,10 +104,13 @@ def _sessions(sessions: Sequence[SessionStatus], *, wide: bool) -> RenderableTyp
 
 
 def _progress(session: SessionStatus) -> Text:
-    done = _WIDTH * session.done // max(session.calls, 1)
-    running = min(-(-_WIDTH * session.running // max(session.calls, 1)), _WIDTH - done)
-    rest = _WIDTH - done - running
-    return Text.assemble(("█" * done, "green"), ("▓" * running, "blue"), ("░" * rest, "dim"))
+    calls = max(session.calls, 1)
+    ended = _WIDTH * session.done // calls
+    failed = min(-(-_WIDTH * session.failed // calls), ended)
+    running = min(-(-_WIDTH * session.running // calls), _WIDTH - ended)
+    parts = (("█", ended - failed, "green"), ("█", failed, "red"), ("▓", running, "blue"))
+    rest = ("░" * (_WIDTH - ended - running), "dim")
+    return Text.assemble(*((mark * count, style) for mark, count, style in parts), rest)
 
 
 def _table(*columns: str, right: Sequence[str]) -> Table:

@@ -103,10 +103,15 @@ class NewVariable(Struct):
 
 
 class NewContent(Struct):
-    """`POST /v1/semantic_var/{var_id}`."""
+    """`POST /v1/semantic_var/{var_id}`.
+
+    The client's async `aget` posts its read too, with the method that it means as a field.
+    """
 
     session_id: SessionNumber
-    content: str
+    content: str | None = None
+    method: str = "POST"
+    criteria: str | None = None
 
 
 class Reading(Struct):
@@ -357,8 +362,12 @@ async def make_variable(incoming: Incoming) -> Answer:
 
 
 async def set_variable(incoming: Incoming) -> Answer:
-    """Give a variable its value."""
+    """Give a variable its value, or read it; see `NewContent`."""
     spec: NewContent = incoming.body
+    if spec.content is None:
+        if spec.method == "GET":
+            return await _read(incoming, spec.session_id, spec.criteria)
+        raise problems.invalid("a variable needs a `content`", "content")
     async with incoming.tenancy.session(_id(spec.session_id)) as session:
         await session.declare(token(incoming.path["var_id"], "variable")).set(spec.content)
     return Json(Nothing())
@@ -367,8 +376,12 @@ async def set_variable(incoming: Incoming) -> Answer:
 async def get_variable(incoming: Incoming) -> Answer:
     """A variable's text, awaited for as long as the client stays."""
     reading: Reading = incoming.query
-    goal = criterion(reading.criteria)
-    async with incoming.tenancy.session(_id(reading.session_id)) as session:
+    return await _read(incoming, reading.session_id, reading.criteria)
+
+
+async def _read(incoming: Incoming, number: int, criteria: str | None) -> Answer:
+    goal = criterion(criteria)
+    async with incoming.tenancy.session(_id(number)) as session:
         return Json(Content(await _text(session, incoming.path["var_id"], goal)))
 
 

@@ -16,6 +16,7 @@ from myna.actors.messages import (
     Why,
     WorkerStatus,
 )
+from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler import explain, names
 from myna.actors.scheduler.fleet import Worker
 from myna.actors.scheduler.nodes import CallNode, CallState
@@ -125,6 +126,8 @@ def _session(session: Session) -> SessionStatus:
     counts = dict.fromkeys(CallState, 0)
     for call in session.graph.calls.values():
         counts[call.state] += 1
+    variables = session.graph.variables.values()
+    failed = {v.producer.id for v in variables if v.status is OutcomeStatus.FAILURE and v.producer is not None}
     return SessionStatus(
         tenant=session.key[0],
         session=session.key[1],
@@ -134,4 +137,5 @@ def _session(session: Session) -> SessionStatus:
         ready=counts[CallState.READY],
         running=counts[CallState.RUNNING],
         done=counts[CallState.ENDED],
+        failed=len(failed),
     )

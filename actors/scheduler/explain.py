@@ -126,7 +126,7 @@ def _place(call: CallNode) -> list[str]:
     if placed is None:
         return []
     prefix = f"; {placed.matched:.0f} of about {placed.prompt:.0f} prompt tokens were thought to be there"
-    tries = [f"{call.tries} attempts before have failed"] if call.tries else []
+    tries = [f"{call.tries} attempt{'s have' if call.tries > 1 else ' has'} failed"] if call.tries else []
     return [
         f"worker {placed.worker!r} was chosen because {placed.because}{prefix if placed.prompt else ''}",
         f"it had been ready for {placed.waited:.3f} s then",

@@ -238,7 +238,7 @@ class Attempt:
         return Timing(worker=worker, received=self.received, began=self.begun_at, first=first, ended=output.ended_at)
 
     def sight(self) -> CallSight:
-        """It, for people who look; `since` is by the core's clock."""
+        """It, for people who look; times are by the core's clock."""
         return CallSight(
             tenant=self.key[0],
             session=self.key[1],
@@ -248,6 +248,7 @@ class Attempt:
             phase=self._phase,
             since=self.received,
             produced=sum(o.made for o in self.outputs.values()),
+            first=min((o.first_at for o in self.outputs.values() if o.first_at is not None), default=None),
         )
 
     @property

@@ -56,17 +56,17 @@ class Showing:
 def calls(held: Iterable[CallSight], insight: Insight, offset: float) -> tuple[CallSight, ...]:
     """What the worker knows of its calls, with what its backend knows better; `MOST_CALLS` at most. `offset`: from the worker's
     clock to the wall clock."""
-    return tuple(_shown(call, insight, call.since + offset) for call in islice(held, MOST_CALLS))
+    return tuple(_shown(call, insight, offset) for call in islice(held, MOST_CALLS))
 
 
-def _shown(call: CallSight, insight: Insight, since: float) -> CallSight:
+def _shown(call: CallSight, insight: Insight, offset: float) -> CallSight:
+    call = replace(call, since=call.since + offset, first=None if call.first is None else call.first + offset)
     key = (Tenant(call.tenant), SessionId(call.session), CallId(call.call), call.attempt)
     progress = insight.progress.get(key)
     if progress is None or call.phase in (Phase.READING, Phase.STORING):
-        return replace(call, since=since)
+        return call
     return replace(
         call,
-        since=since,
         phase=progress.phase,
         tokens=progress.tokens,
         computed=progress.computed,

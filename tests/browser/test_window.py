@@ -94,6 +94,34 @@ async def test_a_session_is_followed_from_its_first_wait_to_its_last_text(
     await page.until("!document.querySelector('.note').hidden")  # and it is told when it ends
 
 
+async def test_a_failure_is_told_in_the_list_and_at_its_call(house: House, client: Client, page: Page) -> None:
+    gateway = await house.open()
+    async with client.session("a failure") as session:
+        session.resubmit([call("good"), call("bad", "never-made"), call("after", "bad")])
+        await page.open(gateway.url)
+        await page.until("document.querySelector('.sessions')?.textContent.includes('1 done, 2 failed')")
+        assert await page.run("document.querySelectorAll('.progress .failed').length") == 1
+        await page.click(".sessions a")
+        await page.click("[aria-label='bad, failed']")
+        await page.until("document.querySelector('.panel pre')?.textContent.includes('never-made')")
+
+
+async def test_the_bar_of_a_call_that_goes_on_tells_when_its_first_token_came(
+    house: House, client: Client, page: Page
+) -> None:
+    backend = GatedBackend(("draft", 0), ("draft", 2))
+    await house.cast.crash("worker")
+    await house.cast.worker("gated", backend)
+    gateway = await house.open()
+    async with client.session("an application") as session:
+        session.resubmit([call("draft", tokens=4)])
+        await page.open(f"{gateway.url}/window/#/engines")
+        await page.until("document.querySelector('.timeline a .queued')")
+        backend.gates["draft", 0].set()
+        await page.until("document.querySelector('.timeline a .prefill')?.nextSibling?.matches('.decode')")
+        backend.gates["draft", 2].set()
+
+
 async def test_hostile_names_and_texts_are_only_text(house: House, client: Client, page: Page) -> None:
     evil = "<img src=x onerror=window.hacked=1><script>window.hacked=1</script>"
     await house.cast.crash("worker")

@@ -15,6 +15,7 @@ from myna.actors.messages import (
     WorkerStatus,
 )
 from myna.actors.watch.history import EngineView
+from myna.sdk import top
 from myna.sdk.top import curve, rates, screen
 
 AT = 1000.0
@@ -69,3 +70,11 @@ def test_the_curve_is_as_high_as_the_batch_and_empty_where_nothing_ran() -> None
     drawn = curve(engine(step(29.0, running=8), step(1.0, running=4)))
     assert (drawn[0], drawn[-1], set(drawn[1:-1])) == ("█", "▄", {" "})
     assert curve(engine()).strip() == ""
+
+
+def test_what_failed_of_a_session_is_red_however_little_it_is() -> None:
+    session = SessionStatus(
+        tenant="t", session="s", name="n", calls=1000, waiting=0, ready=0, running=0, done=1000, failed=1
+    )
+    bar = top._progress(session)
+    assert [(str(span.style), span.end - span.start) for span in bar.spans] == [("green", 19), ("red", 1)]

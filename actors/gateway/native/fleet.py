@@ -25,7 +25,7 @@ class Looking(Struct):
 
 class CallAt(Struct):
     """A call at an engine, since a time; see `phase`: reading, queued, prefill, decode, storing. `prefix`: the last of the
-    engine's prefixes that it uses."""
+    engine's prefixes that it uses; `first`: when its first token came."""
 
     tenant: str
     session: str
@@ -38,6 +38,7 @@ class CallAt(Struct):
     computed: int
     cached: int
     prefix: int | None
+    first: float | None
 
 
 class CallEnded(Struct):
@@ -122,7 +123,7 @@ class TenantShown(Struct):
 
 
 class SessionSeen(Struct):
-    """An open session, and its calls by state."""
+    """An open session, and its calls by state. `failed`: of those that are done."""
 
     tenant: str
     session: str
@@ -132,6 +133,7 @@ class SessionSeen(Struct):
     ready: int
     running: int
     done: int
+    failed: int
 
 
 class Fleet(Struct):
@@ -165,7 +167,7 @@ async def look(incoming: Incoming) -> Answer:
             workers=[_worker(w) for w in status.workers],
             engines=[_engine(e) for e in engines],
             sessions=[
-                SessionSeen(s.tenant, s.session, s.name, s.calls, s.waiting, s.ready, s.running, s.done)
+                SessionSeen(s.tenant, s.session, s.name, s.calls, s.waiting, s.ready, s.running, s.done, s.failed)
                 for s in status.sessions
             ],
             tenants=[_tenant(t) for t in status.tenants],

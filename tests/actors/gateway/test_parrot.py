@@ -1,4 +1,5 @@
-"""Parrot's client, written from its documented HTTP API (its package is on no index), against a real gateway."""
+"""Parrot's HTTP API as its client uses it, written from the documentation (its package is on no index); for the client itself
+see `test_parrot_client.py`."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class Parrot:
     session_id: int = 0
     session_auth: str = ""
 
-    async def send(self, method: str, path: str, **body: Any) -> dict[str, Any]:
-        answer = await self.http.request(method, f"/v1/{path}", json=body)
+    async def send(self, http_method: str, path: str, **body: Any) -> dict[str, Any]:
+        answer = await self.http.request(http_method, f"/v1/{path}", json=body)
         data: dict[str, Any] = answer.json()
         if answer.status_code != 200:
             raise Refused(data["error"], data["traceback"])
@@ -129,6 +130,19 @@ async def test_variables_are_made_set_later_and_listed(parrot: Parrot) -> None:
     assert await waiting == "greeting0 greeting1"
     listed = await parrot.send("GET", "semantic_var", session_id=parrot.session_id)
     assert {v["var_id"]: v["state"] for v in listed["variables"]} == {given: "value", made["greeting"]: "value"}
+
+
+async def test_what_the_asynchronous_functions_post_is_understood(parrot: Parrot) -> None:
+    """Their requests are all POST, with the method that they mean, and how often they would try, among the fields."""
+    mine = await parrot.variable("mine")
+    bound = {**makes("a"), "var_id": mine}
+    made = await parrot.call("Say {{a}}", [bound], session_auth=parrot.session_auth, retry_times=1)
+    assert made == {"a": mine}
+    asked = {"session_id": parrot.session_id, "session_auth": parrot.session_auth, "retry_times": 1, "method": "GET"}
+    got = await parrot.send("POST", f"semantic_var/{mine}", **asked, criteria="latency")
+    assert got == {"content": "a0 a1"}
+    with pytest.raises(Refused, match="needs a `content`"):
+        await parrot.send("POST", f"semantic_var/{mine}", session_id=parrot.session_id)
 
 
 async def test_what_is_wrong_is_told(parrot: Parrot) -> None:

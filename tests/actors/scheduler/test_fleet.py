@@ -20,6 +20,7 @@ from myna.actors.messages import (
     WorkerKind,
 )
 from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
+from myna.actors.scheduler.policies.capacity import BACKLOG, SOLE_BACKLOG, Cost
 from tests.actors.stage import call
 
 ANY = Demand(WorkerKind.ENGINE, ("",), Tenant("t"))
@@ -239,3 +240,19 @@ class FleetMachine(RuleBasedStateMachine):
 
 FleetMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestFleetMachine = FleetMachine.TestCase
+
+
+@pytest.mark.parametrize(("engines", "seconds"), [(1, SOLE_BACKLOG), (2, BACKLOG)])
+def test_an_engine_is_given_prompts_for_a_while_ahead_and_for_longer_where_there_is_no_other(
+    engines: int, seconds: float
+) -> None:
+    fleet = Fleet(late=True)
+    worker, *_ = [fleet.announce(offer(f"w{n}", "m", capacity=99), 0.0) for n in range(engines)]
+    steps = worker.occupancy.steps
+    steps.observe(1.0, 0.0, 0.01)
+    given = 0
+    while worker.free:
+        fleet.hold(worker, key(given), 1, Cost(9.0, 0.06 / steps.prompt_seconds, 1.0))
+        given += 1
+    assert given == int(seconds / 0.06) + 1
+    fleet.check()

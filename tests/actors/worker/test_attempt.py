@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from myna.actors.messages import (
     Cancellation,
@@ -52,6 +53,14 @@ def test_a_run_reads_its_inputs_then_begins_and_says_so() -> None:
     (begin,) = of(Begin, desk.out)
     assert begin.job.inputs == {"x": value}
     assert desk.told() == [EventKind.STARTED]
+
+
+def test_a_job_has_the_place_among_others_that_the_scheduler_has_given_it() -> None:
+    desk = Desk()
+    desk.ask(structs.replace(run_of(call("a")), order=2.5))
+    desk.read()
+    (begin,) = of(Begin, desk.out)
+    assert begin.job.order == 2.5
 
 
 def test_one_chunk_is_in_flight_and_what_comes_meanwhile_is_joined() -> None:

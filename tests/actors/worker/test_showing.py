@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from myna.actors.messages import CallId, CallSight, Phase, SessionId, Tenant, Timing, Usage, Value
 from myna.actors.worker import showing
 from myna.actors.worker.backend import Insight, Progress, RunKey
@@ -47,4 +49,5 @@ def test_what_the_backend_knows_of_a_call_counts_while_it_has_it() -> None:
     assert (known.phase, known.tokens, known.computed, known.cached, known.prefix) == (Phase.PREFILL, 40, 16, 8, 3)
     assert (known.since, known.produced) == (105.0, 2)
     assert [c.phase for c in (unknown, reading, storing)] == [Phase.QUEUED, Phase.READING, Phase.STORING]
+    assert [c.first for c in showing.calls([held("a"), replace(held("b"), first=7.0)], insight, 100.0)] == [None, 107.0]
     assert len(showing.calls((held(f"c{n}") for n in range(MOST_CALLS + 9)), insight, 0.0)) == MOST_CALLS

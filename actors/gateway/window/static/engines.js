@@ -157,7 +157,6 @@ function barsOf(calls, spans, end) {
     ...call,
     href: link.call(call.tenant, call.session, call.call),
     received: call.since, began: call.since, ended: end, going: true,
-    first: end, // told only when it has ended
   }));
   return [...ended, ...going.filter((bar) => !known.has(bar.href))].sort((a, b) => a.received - b.received);
 }
@@ -178,10 +177,10 @@ function drawn(bar, x) {
   const part = (from, to, state) => svg("rect", {
     class: `state ${state}`, x: Math.max(x(from), 0), y: top, height: LANE - 4, rx: 2, width: Math.max(Math.min(x(to), x(bar.ended)) - Math.max(x(from), 0), 1.5),
   });
-  const parts = bar.going
-    ? [part(bar.received, bar.ended, bar.phase === "reading" || bar.phase === "storing" ? "queued" : bar.phase)]
+  const parts = bar.going && bar.first === null
+    ? [part(bar.received, bar.ended, bar.phase === "prefill" ? "prefill" : "queued")]
     : [part(bar.received, bar.began, "queued"), part(bar.began, bar.first, "prefill"), part(bar.first, bar.ended, "decode")].filter((_, i) => [bar.began - bar.received, bar.first - bar.began, 1][i] > 0.02);
-  const took = bar.going ? `${bar.phase} for ${seconds(bar.ended - bar.received)}` : `${seconds(bar.ended - bar.received)}, first token after ${seconds(bar.first - bar.received)}`;
+  const took = bar.going ? `${bar.phase}, there for ${seconds(bar.ended - bar.received)}` : `${seconds(bar.ended - bar.received)}, first token after ${seconds(bar.first - bar.received)}`;
   const wide = x(bar.ended) - Math.max(x(bar.received), 0), label = bar.function || bar.call;
   const text = wide > label.length * 6.4 + 8 ? svg("text", { class: "label", x: Math.max(x(bar.received), 0) + 4, y: top + LANE - 6.5 }, label) : null;
   return svg("a", { href: bar.href, tabindex: -1 }, svg("title", {}, `${label}: ${took}`), parts, text);

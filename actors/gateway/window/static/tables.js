@@ -48,10 +48,11 @@ class SessionRow {
 
   refresh(session, now) {
     say(this.name, session.name || session.session);
-    const parts = ["running", "ready", "waiting", "done"].filter((state) => session[state]).map((state) => `${count(session[state])} ${state}`);
+    const by = { ...session, done: session.done - session.failed };
+    const parts = ["running", "ready", "waiting", "done", "failed"].filter((state) => by[state]).map((state) => `${count(by[state])} ${state}`);
     const tenant = session.tenant === now.tenant ? "" : `${session.tenant} · `;
     say(this.counts, `${tenant}${many(session.calls, "call")}${parts.length ? ": " : ""}${parts.join(", ")}`);
-    const states = [["done", session.done], ["decode", session.running], ["ready", session.ready], ["waiting", session.waiting]];
+    const states = [["done", by.done], ["failed", by.failed], ["decode", by.running], ["ready", by.ready], ["waiting", by.waiting]];
     show(this.bar, states.filter(([, n]) => n).map(([state, n]) => {
       const part = el("span", { class: `state ${state}` });
       part.style.flexGrow = String(n);
