@@ -79,6 +79,21 @@ def test_a_ratio_is_the_baselines_median_over_ours_with_the_target_of_its_baseli
     assert (made.case, made.metric, made.value, made.target) == ("chain summary", "0 ms ratio to (b)", 1.5, 1.05)
 
 
+def test_what_has_run_so_far_has_rows_though_other_arms_have_not() -> None:
+    experiment = named(Scale.TINY, ["chain summary"])[0]
+    taken = {CACHED: [[outcome("chain", 3.0)], [outcome("chain", 5.0)]], MYNA: [[outcome("chain", 2.0)]]}
+    ratio, theirs, ours = rows_of(experiment, taken)
+    assert (ratio.value, ratio.runs) == (2.0, 1)
+    assert (theirs.runs, ours.runs) == (2, 1)
+    (alone,) = rows_of(experiment, {CACHED: taken[CACHED]})
+    assert alone.metric == "(b), 0 ms: completion"
+
+
+def test_an_experiment_that_has_taken_long_enough_is_not_run_again() -> None:
+    assert list(Extent(3).turns()) == [0, 1, 2]
+    assert list(Extent(3, enough=0.0).turns()) == [0]
+
+
 WORDS = made_words(2048)
 
 

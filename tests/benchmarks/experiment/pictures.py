@@ -77,7 +77,7 @@ def draw_all(report: dict[str, Any], runs: dict[str, Any], folder: Path) -> list
         path = folder / f"{file_name(name)}.png"
         bars(f"{name}: {run['sizes']}", arms, path)
         timeline = folder / f"{file_name(name)}-timeline.png"
-        timelines(f"{name}: {run['sizes']}", run["panels"], timeline)
+        timelines(name, run["panels"], timeline)
         data = {"experiment": name, "sizes": run["sizes"], "arms": arms, "panels": run["panels"]}
         path.with_suffix(".json").write_text(json.dumps(data) + "\n")
         made += [path, timeline]
