@@ -131,12 +131,16 @@ class Lanes:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         lanes = lanes_of(item)
-        if report.skipped and not hasattr(report, "wasxfail") and lanes & self._must:
+        if report.skipped and not hasattr(report, "wasxfail") and lanes & self._must and not self._excuses(lanes):
             report.outcome = "failed"
             report.longrepr = f"skipped in a required lane ({', '.join(sorted(lanes & self._must))}): {_reason(report)}"
         elif report.when == "call":
             self._ran |= lanes
         return report
+
+    def _excuses(self, lanes: frozenset[str]) -> bool:
+        """Whether a test of these can't run for want of a lane that need not."""
+        return any(why_not(lane) for lane in lanes - self._must - {UNIT})
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.skipped and self._must:

@@ -42,6 +42,15 @@ def test_a_required_lane_that_is_skipped_fails(suite: pytest.Pytester, monkeypat
     result.stdout.fnmatch_lines(["*skipped in a required lane (nats)*no executable file*"])
 
 
+def test_a_test_of_a_required_lane_is_excused_by_another_that_is_missing_and_not_required(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MYNA_REQUIRE_LANES", "unit,model")
+    both = "import pytest\n\n@pytest.mark.model\n@pytest.mark.nats\ndef test_both(): raise SystemError\n\n"
+    suite.makepyfile(both + "@pytest.mark.model\ndef test_it(): pass\n\ndef test_unit(): pass\n")
+    run(suite).assert_outcomes(passed=2, skipped=1)
+
+
 def test_a_test_that_skips_itself_in_a_required_lane_fails(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import ParseResult
@@ -129,8 +129,8 @@ class Link(Client):
         self._awaited_pongs: set[asyncio.Future[None]] = set()
         self._next_answer = 0
         self._inbox = ""
-        self._opening: asyncio.Timeout | None = None
-        self._refusal: NotAllowed | None = None
+        self._refused: asyncio.Future[NotAllowed] | None = None
+        """While this opens."""
         self._writing = False
 
     # --- sending ---
@@ -283,8 +283,8 @@ class Link(Client):
         async def failed(error: Exception) -> None:
             nonlocal last
             last = str(error) or type(error).__name__
-            if self._opening is not None and _REFUSED in last.lower():
-                raise self._refuse(self._opening, last)  # which ends nats-py's attempts
+            if self._refused is not None and _REFUSED in last.lower():
+                raise self._refuse(last)  # which ends nats-py's attempts
 
         async def down() -> None:
             self._lost()
@@ -296,46 +296,53 @@ class Link(Client):
             self._write()
             on_up()
 
+        async def begin() -> None:
+            await self.connect(
+                random.sample(servers, len(servers)),
+                dont_randomize=True,  # else a reconnect may meet the server that was left
+                error_cb=failed,
+                disconnected_cb=down,
+                reconnected_cb=up,
+                max_reconnect_attempts=-1,
+                pending_size=0,  # `send` has a limit of its own
+                **options,
+            )
+            self._status = Client.CONNECTED  # nats-py leaves it where an INFO came before the first PONG
+            self.up.set()
+            await self.open_inbox()
+
         try:
-            async with self._until_refused(timeout):
-                await self.connect(
-                    random.sample(servers, len(servers)),
-                    dont_randomize=True,  # else a reconnect may meet the server that was left
-                    error_cb=failed,
-                    disconnected_cb=down,
-                    reconnected_cb=up,
-                    max_reconnect_attempts=-1,
-                    pending_size=0,  # `send` has a limit of its own
-                    **options,
-                )
-                self._status = Client.CONNECTED  # nats-py leaves it where an INFO came before the first PONG
-                self.up.set()
-                await self.open_inbox()
+            await self._until_refused(begin(), timeout)
         except (TimeoutError, Unavailable) as error:
             await self.shut(0.5)
-            if self._refusal is not None:
-                raise self._refusal from error
             where = ", ".join(_without_credential(server) for server in servers)
             raise Unavailable(f"no connection to {where} within {timeout:g} s: {last}") from error
         except BaseException:
             await self.shut(0.5)
             raise
 
-    @contextlib.asynccontextmanager
-    async def _until_refused(self, timeout: float) -> AsyncIterator[None]:
-        """Bound what is done to open this; `_refuse` ends it at once. Raises `TimeoutError` for both."""
-        async with asyncio.timeout(timeout) as self._opening:
-            try:
-                yield
-            finally:
-                self._opening = None
+    async def _until_refused(self, work: Coroutine[Any, Any, None], timeout: float) -> None:
+        """Do what opens this, until a server refuses this user, be it after it let us in. Raises that refusal, TimeoutError."""
+        refused = self._refused = asyncio.get_running_loop().create_future()
+        task = asyncio.ensure_future(work)
+        either: set[asyncio.Future[Any]] = {task, refused}
+        try:
+            await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if refused.done():
+                raise refused.result()
+            raise TimeoutError
+        finally:
+            self._refused = None
+            await _ended(task)
 
-    def _refuse(self, opening: asyncio.Timeout, why: str) -> NotAllowed:
-        """The server refuses this user while we open, be it after it let us in. Later the credentials file may have changed."""
-        self._refusal = NotAllowed(f"the server refuses this user: {why}")
-        if not opening.expired():
-            opening.reschedule(0.0)
-        return self._refusal
+    def _refuse(self, why: str) -> NotAllowed:
+        """The server refuses this user. Once we are open that ends nothing: the credentials file may have changed."""
+        error = NotAllowed(f"the server refuses this user: {why}")
+        if self._refused is not None and not self._refused.done():
+            self._refused.set_result(error)
+        return error
 
     async def leave(self) -> None:
         """Go to another server, if more than one is known: this one is there, and of no use."""
@@ -349,7 +356,8 @@ class Link(Client):
         with contextlib.suppress(TimeoutError, BusError, OSError):
             await self.round_trip(timeout)
         self.up.clear()
-        await self._stop_reconnecting()
+        if self._reconnection_task is not None:
+            await _ended(self._reconnection_task)
         self._pending, self._pending_data_size = [], 0
         self._wire.close()  # aborts, so that nothing below waits for a frozen server
         closing = asyncio.ensure_future(self.close())
@@ -357,19 +365,6 @@ class Link(Client):
         closing.cancel()
         self._lost()
         self._listeners.clear()
-
-    async def _stop_reconnecting(self) -> None:
-        """End nats-py's task that reconnects, which may miss a cancellation that meets an answer (`wait_for` before 3.12)."""
-        for _ in range(20):
-            task = self._reconnection_task
-            if task is None:
-                return
-            if task.done():
-                if not task.cancelled():
-                    task.exception()  # a refusal: seen
-                return
-            task.cancel()
-            await asyncio.wait({task}, timeout=0.1)
 
     def _lost(self) -> None:
         self.up.clear()
@@ -408,8 +403,8 @@ class Link(Client):
         elif "permissions violation" in err_msg:
             self.on_denied(NotAllowed(err_msg.strip("'")))
         else:
-            if self._opening is not None and _REFUSED in err_msg:
-                self._refuse(self._opening, err_msg)
+            if _REFUSED in err_msg:
+                self._refuse(err_msg)
             await self._process_op_err(errors.Error(f"nats: {err_msg}"))
 
     def _deny(self, what: str, lowered: str, error: NotAllowed) -> None:
@@ -446,6 +441,17 @@ class _Listener:
     refused: Callable[[NotAllowed], None] | None
     confirmed: bool = False
     denied: NotAllowed | None = None
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """End a task of nats-py's, which may miss a cancellation that meets an answer (`wait_for` before 3.12), and see its error."""
+    for _ in range(20):
+        if task.done():
+            break
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+    if task.done() and not task.cancelled():
+        task.exception()
 
 
 def _expire(answer: asyncio.Future[Answer]) -> None:

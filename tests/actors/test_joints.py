@@ -386,7 +386,7 @@ async def test_a_graph_of_3000_calls_completes(play: Stage) -> None:
     core = play.schedulers["scheduler"]._core
     core.check()
     assert core.sessions[TENANT, SessionId("s")].graph.unfinished == 0
-    assert all(worker._core.running == () for worker in play.workers.values())
+    await until(lambda: all(worker._core.running == () for worker in play.workers.values()), "nothing runs any more")
 
 
 # --- slow consumers ---------------------------------------------------------------------------------------------------

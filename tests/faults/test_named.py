@@ -14,7 +14,6 @@ import pytest
 
 from myna.actors.scheduler import attempts
 from myna.actors.scheduler.shell import Scheduler
-from myna.actors.worker import core as worker_core
 from myna.sdk.reader import ChunkCommand, ChunkReader
 from tests.faults.play import perform
 
@@ -26,10 +25,6 @@ class Defect:
     name: str
     seeds: tuple[int, ...]
     undo: Callable[[pytest.MonkeyPatch], None]
-
-
-def _forget_orders(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(worker_core, "REMEMBERED", 0)
 
 
 def _end_at_the_last_chunk(patch: pytest.MonkeyPatch) -> None:
@@ -51,11 +46,6 @@ def _trust_the_servers(patch: pytest.MonkeyPatch) -> None:
 
 
 DEFECTS = (
-    Defect(
-        "an order that came twice, the second time late, was carried out again",
-        (56, 28232, 42745, 55815),
-        _forget_orders,
-    ),
     Defect("a dispatch that was lost was waited for for ever", (14, 33, 60), _trust_the_network),
     Defect("a stream that servers had lost was not made again", (12, 17), _trust_the_servers),
     Defect("a stream ended before its value, which then came out otherwise", (21, 40, 50, 85), _end_at_the_last_chunk),
@@ -63,6 +53,8 @@ DEFECTS = (
 
 
 ONCE = {
+    56: "an order that came twice, the second time late, was carried out again: worker/test_core, "
+    "test_an_order_that_comes_again_after_its_attempt_has_ended_is_not_carried_out_twice",
     42646: "a sleeper wrote into a session that was purged, and a late reader believed it: test_takeover, "
     "test_a_worker_that_was_away_writes_nothing_into_a_session_that_was_purged_meanwhile",
     53167: "a timer was not yet due at its time by a clock that had leapt, and was set again for ever (a rounding)",

@@ -365,11 +365,11 @@ async def test_a_subject_of_no_stream_is_unavailable(streams: Bus) -> None:
     with pytest.raises(Unavailable, match="no stream"):
         await streams.append("elsewhere.x", b"")
     with pytest.raises(Unavailable, match="no stream"):
-        await streams.append("elsewhere.x", b"", message_id="m", timeout=0.2)
+        await streams.append("elsewhere.x", b"", message_id="m", timeout=0.5)
     with pytest.raises(Unavailable, match="no stream"):
-        await streams.get(subjects.Stream("NOWHERE", ("nowhere",)), "nowhere", timeout=0.2)
+        await streams.get(subjects.Stream("NOWHERE", ("nowhere",)), "nowhere", timeout=0.5)
     with pytest.raises(Unavailable):
-        await streams.get(subjects.Stream("NOWHERE", ("nowhere",)), "nowhere", timeout=0.2, fresh=True)
+        await streams.get(subjects.Stream("NOWHERE", ("nowhere",)), "nowhere", timeout=0.5, fresh=True)
 
 
 async def test_the_largest_body_passes_and_one_byte_more_is_refused_with_both_sizes(streams: Bus) -> None:

@@ -15,7 +15,7 @@ from myna.sdk.agent import Agent
 from myna.sdk.client import connect
 from myna.sdk.serving import hosting
 from tests.actors.gateway.conftest import House
-from tests.actors.stage import TENANT, GatedBackend
+from tests.actors.stage import TENANT, GatedBackend, until
 
 pytestmark = pytest.mark.nats
 
@@ -169,7 +169,13 @@ async def test_the_graph_shows_calls_variables_and_what_joins_them(house: House,
         call("Write: {{out}}", output="draft"),
         call("Review {{text}}: {{out}}", output="review", text={"variable": "draft"}),
     )
-    graph = await myna.ask("GET", "/graph")
+    graph: dict[str, Any] = {}
+
+    async def both_are_seen() -> bool:
+        graph.update(await myna.ask("GET", "/graph"))
+        return len(graph["calls"]) == 2
+
+    await until(both_are_seen, "the scheduler has read both calls")
     states = {c["call"]: (c["inputs"], c["outputs"], c["state"]) for c in graph["calls"]}
     assert states[second["call"]] == (["draft"], ["review"], "waiting")
     assert states[first["call"]][:2] == ([], ["draft"])

@@ -72,9 +72,9 @@ def with_tls(settings: Settings, tls: Tls | None, url: str | None = None) -> Set
     return replace(settings, address=replace(settings.address, tls=tls, url=url or settings.address.url))
 
 
-async def echo(settings: Settings) -> None:
+async def echo(settings: Settings, patience: float = 10.0) -> None:
     """A message goes there and back."""
-    bus, heard = await config.connect_bus(settings, "test", patience=1.5), Deliveries()
+    bus, heard = await config.connect_bus(settings, "test", patience=patience), Deliveries()
     try:
         await bus.subscribe("_INBOX_default.echo", heard)
         assert bus._link._wire.is_encrypted is (settings.address.tls is not None)  # type: ignore[attr-defined, union-attr]
@@ -96,7 +96,7 @@ async def test_a_server_of_another_authority_is_refused(tmp_path: Path, files: P
     try:
         for tls in (Tls(pki(tmp_path / "other").ca), None):  # None: what this machine's system trusts
             with pytest.raises(Unavailable):
-                await echo(with_tls(settings, tls))
+                await echo(with_tls(settings, tls), patience=1.5)
     finally:
         await server.stop()
 
@@ -126,9 +126,9 @@ async def test_where_tls_is_asked_for_nothing_is_said_to_a_server_without(tmp_pa
     try:
         for scheme in ("tls", "nats"):
             with pytest.raises(Unavailable, match="does not encrypt"):
-                await echo(with_tls(settings, Tls(files.ca), f"{scheme}://127.0.0.1:{port}"))
+                await echo(with_tls(settings, Tls(files.ca), f"{scheme}://127.0.0.1:{port}"), patience=1.5)
         with pytest.raises(Unavailable, match="does not encrypt"):
-            await echo(with_tls(settings, None, f"tls://127.0.0.1:{port}"))
+            await echo(with_tls(settings, None, f"tls://127.0.0.1:{port}"), patience=1.5)
         assert b"".join(said) == b""
     finally:
         proxy.close()
@@ -140,7 +140,7 @@ async def test_a_server_may_ask_for_the_clients_certificate_too(tmp_path: Path, 
     try:
         await echo(with_tls(settings, Tls(files.ca, files.client, files.client)))
         with pytest.raises(Unavailable):
-            await echo(with_tls(settings, Tls(files.ca)))
+            await echo(with_tls(settings, Tls(files.ca)), patience=1.5)
     finally:
         await server.stop()
 
