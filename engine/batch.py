@@ -19,6 +19,7 @@ from myna.engine.context import Context, ContextStore
 from myna.engine.errors import OutOfPages
 from myna.engine.interface import BatchLimits
 from myna.engine.program import Importance, Program, ProgramState
+from myna.engine.request import LEAST
 
 _LOOK_AHEAD = 4
 
@@ -80,6 +81,7 @@ class Batch:
     def schedule(self) -> Schedule:
         """Choose the next step's tokens and make room for them. Takes waiting programs in where they fit."""
         schedule = Schedule()
+        self._hand_over()
         self._make_way()
         budget = Budget(self._limits, self.running, self.waiting)
         calm = self.preemptions
@@ -163,6 +165,16 @@ class Batch:
                 context.drop()
                 return True
         return False
+
+    def _hand_over(self) -> None:
+        """Who computes for nobody what somebody now waits for gives way to them: what is computed of it they find in the tree."""
+        waiting = self.waiting[: _LOOK_AHEAD * self._limits.max_sequences]
+        for leader in [program for program in self.running if program.request.priority == LEAST]:
+            if any(
+                program.request.priority > LEAST and _best_leader(program, (leader,), self._store.pool.page_size)
+                for program in waiting
+            ):
+                self._preempt(leader)
 
     def _make_way(self) -> None:
         """What is running and less important by its priority, not merely later, gives way to what waits."""

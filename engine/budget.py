@@ -49,8 +49,8 @@ class Budget:
 
 
 def _for_nobody(program: Program) -> bool:
-    """Whether it is computed ahead, and nobody waits for it yet."""
-    return program.request.priority == LEAST and program.publish_at is None
+    """Whether it is computed ahead: where somebody waits for it, it has given way to them."""
+    return program.request.priority == LEAST
 
 
 def _ahead(tile: int | None, running: Sequence[Program], waiting: Sequence[Program]) -> int | None:

@@ -37,6 +37,26 @@ def test_what_is_computed_ahead_delays_no_first_token() -> None:
     assert machine.stats().computed_tokens == 20
 
 
+def test_a_prompt_that_was_being_computed_ahead_waits_for_nobody_less_important() -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 16, ahead_tokens=16))
+    machine.submit(ask("draws", [1, 2], greedy(30, ignore_eos=True)))
+    machine.step()
+    machine.retain(RequestId("ahead"), [3] * 24)
+    machine.step()
+    machine.submit(ask("other", [5] * 48, greedy(1)))
+    machine.submit(replace(ask("waits", [3] * 25, greedy(1)), order=-1.0))
+    before, said = machine.stats(), Said()
+    for _ in range(2):
+        said.hear(machine.step())
+    assert "waits" in said.done
+    assert "other" not in said.done
+    while "ahead" not in said.done or "other" not in said.done:
+        said.hear(machine.step())
+    after = machine.stats()
+    drawn = after.drawn_tokens - before.drawn_tokens
+    assert after.computed_tokens - before.computed_tokens <= 48 + (25 - 12) + 4 + drawn, "computed twice"
+
+
 def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None:
     machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 64, ahead_tokens=4))
     machine.retain(RequestId("ahead"), [3] * 60)
