@@ -109,6 +109,11 @@ class Wire:
         """Nothing passes; nobody is told."""
         self._open.clear()
 
+    @property
+    def carries(self) -> bool:
+        """Whether anything passes."""
+        return self._open.is_set()
+
     def mend(self) -> None:
         """All is well again."""
         self._refusing = False

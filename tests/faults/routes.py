@@ -38,6 +38,11 @@ class Routes(Cluster):
         for pair in permutations(servers, 2):
             self.wires[pair].freeze()
 
+    def see_each_other(self, bus: NatsBus, other: NatsBus) -> bool:
+        """Whether two clients are at one server, or at two between which messages pass."""
+        one, two = self.server_of(bus), self.server_of(other)
+        return one is not None and two is not None and (one == two or self.wires[one, two].carries)
+
     def mend(self) -> None:
         """All is well again."""
         for wire in self.wires.values():
