@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from myna.engine import sampler
-from myna.engine.sampler import Row, sample, uniform
+from myna.engine.draw import uniform
+from myna.engine.sampler import Row, sample
 from myna.engine.sampling import SamplingParams
 from myna.engine.structured.matcher import Mask
 
@@ -226,12 +226,3 @@ def test_a_banned_token_comes_where_the_grammar_leaves_nothing_else() -> None:
         forced = replace(row(banned=frozenset({7}), temperature=temperature), constraint=Only(300, 7))
         either = replace(row(banned=frozenset({7}), temperature=temperature), constraint=Only(300, 7, 8))
         assert [draw.token for draw in sample(logits(2), [forced, either])] == [7, 8]
-
-
-@pytest.mark.parametrize("vocabulary", [32, 33, 300])
-def test_a_mask_spreads_the_same_on_a_device_as_on_the_host(vocabulary: int) -> None:
-    masks = [Only(vocabulary, 0, 31, vocabulary - 1).mask(), Only(vocabulary, 5).mask()]
-    there = torch.from_numpy(np.stack(masks).view(np.int32))
-    here = sampler._spread(masks, torch.zeros(2, vocabulary))
-    assert torch.equal(sampler._bits(there, vocabulary), here)
-    assert here.sum(dim=1).tolist() == [len({0, 31, vocabulary - 1}), 1]
