@@ -17,8 +17,8 @@ from typing import Any
 import structlog
 
 from myna.actors.bus import BusError, ErrorHandler, NotAllowed, Stored, StoredHandler, Subscription
+from myna.actors.bus.headers import status_of, unpack_headers
 from myna.actors.bus.jetstream import API, ApiError, JetStream, nanoseconds, sent_headers
-from myna.actors.bus.link import status_of, unpack_headers
 from myna.actors.bus.mailbox import UNLIMITED, CaughtUp, Mailbox
 
 _HEARTBEAT = 1.0  # seconds between two heartbeats of an idle consumer

@@ -18,7 +18,8 @@ import msgspec
 from myna.actors import codec
 from myna.actors.bus import AlreadyAssigned, BusError, Receipt, Stored, StreamSize, Unavailable
 from myna.actors.bus.checks import check_size
-from myna.actors.bus.link import Answer, Link, pack_headers, unpack_headers
+from myna.actors.bus.headers import pack_headers, unpack_headers
+from myna.actors.bus.link import Answer, Link
 from myna.actors.subjects import MESSAGE_ID, Republish, Stream
 
 API = "$JS.API"

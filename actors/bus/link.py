@@ -6,7 +6,7 @@ What this adds to nats-py 2.16, each for a reason found by reading or measuring 
   queued, so that its answer proves nothing.)
 - Answers that can't come any more fail when the connection is lost, instead of waiting for their time-out.
 - An error from the server ends in a reconnect, never in a client that is closed for good.
-- A dead connection is aborted: a graceful close would wait for a frozen server to read what is still unsent.
+- A dead connection is aborted, and a subscription has no queue: see `transport.py`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import ParseResult
 
 from nats import errors
 from nats.aio.client import Client
-from nats.aio.subscription import Subscription
-from nats.aio.transport import TcpTransport
 
 from myna.actors.bus import BusError, NotAllowed, Unavailable
-from myna.actors.bus.checks import check_headers, check_pattern, check_subject
+from myna.actors.bus.checks import check_pattern, check_subject
+from myna.actors.bus.headers import status_of
+from myna.actors.bus.transport import Subscribed, Transport
 
 Sink = Callable[[str, str, bytes, bytes], None]
 """Takes a message: subject, reply ("" if none), header block (b"" if none), body. Must neither wait nor raise."""
@@ -37,30 +36,6 @@ MAX_UNSENT = 16 * 1024 * 1024
 _DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"')
 _REFUSED = "authorization violation"
 _CRLF = b"\r\n"
-_VERSION_LINE = b"NATS/1.0"
-
-
-def pack_headers(headers: Mapping[str, str]) -> bytes:
-    """The header block of a message. Raises `ValueError` for odd names and for line breaks."""
-    lines = [_VERSION_LINE]
-    lines += [f"{name}: {value}".encode() for name, value in check_headers(headers).items()]
-    return _CRLF.join(lines) + _CRLF + _CRLF
-
-
-def unpack_headers(block: bytes) -> dict[str, str]:
-    """Names and values of a header block, the status line left out."""
-    found: dict[str, str] = {}
-    for line in block.decode(errors="replace").split("\r\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            found[name.strip()] = value.strip()
-    return found
-
-
-def status_of(block: bytes) -> int | None:
-    """The status in a header block's first line (503: no responders), if it has one."""
-    code = block[9:12]
-    return int(code) if code.isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,50 +52,12 @@ class Answer:
         return status_of(self.head) if self.head else None
 
 
-class _Transport(TcpTransport):
-    """TCP whose close doesn't wait for the other side."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # nats-py types only some of its functions
-
-    def __bool__(self) -> bool:
-        return True  # else nats-py replaces it before it has connected
-
-    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        self.close()  # nats-py drops an attempt that got no answer without closing it
-        await super().connect(uri, buffer_size, connect_timeout)
-
-    def write(self, payload: bytes) -> None:
-        if self._io_writer is not None:
-            self._io_writer.write(payload)
-
-    def close(self) -> None:
-        if self._io_writer is not None:
-            with contextlib.suppress(RuntimeError):  # the loop may be gone
-                self._io_writer.transport.abort()
-
-    async def wait_closed(self) -> None:
-        if self._io_writer is not None:
-            with contextlib.suppress(OSError):
-                await self._io_writer.wait_closed()
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether TLS is in place."""
-        return self._io_writer is not None and self._io_writer.get_extra_info("ssl_object") is not None
-
-    @property
-    def unsent(self) -> int:
-        """Bytes written that the kernel has not taken."""
-        return 0 if self._io_writer is None else self._io_writer.transport.get_write_buffer_size()
-
-
 class Link(Client):
     """A connection. `up` is set while it is there."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._wire = _Transport()
+        self._wire = Transport()
         self._transport = self._wire  # nats-py makes its own only where there is none
         self.up = asyncio.Event()
         self.on_denied: Callable[[NotAllowed], None] = lambda _: None
@@ -235,7 +172,7 @@ class Link(Client):
         self._sid += 1
         number = self._sid
         self._listeners[number] = listener = _Listener(subject, sink, refused)
-        self._subs[number] = _Subscribed(subject)
+        self._subs[number] = Subscribed(subject)
         self._queue(f"SUB {subject} {number}\r\n".encode())
         try:
             async with asyncio.timeout(timeout):
@@ -422,16 +359,6 @@ class Link(Client):
                 listener.denied = error
                 if listener.confirmed and listener.refused is not None:
                     listener.refused(error)
-
-
-class _Subscribed(Subscription):
-    """What nats-py must know of a subscription, to make it again after a reconnect. The queue that it would make for each, into
-    which nothing ever comes, takes 3 KB in blocks that the C heap serves, and scatters."""
-
-    def __init__(self, subject: str) -> None:  # the class above would make the queue
-        self._subject, self._queue, self._max_msgs = subject, "", 0
-        self._wait_for_msgs_task = self._message_iterator = None
-        self._pending_next_msgs_calls = {}
 
 
 @dataclass(slots=True)

@@ -28,9 +28,10 @@ from myna.actors.bus import (
 )
 from myna.actors.bus.checks import check_size, check_subject
 from myna.actors.bus.follow import Follow, Wanted
+from myna.actors.bus.headers import pack_headers, unpack_headers
 from myna.actors.bus.jetstream import NO_RESPONDERS, JetStream, Tries, sent_headers, stream_config
 from myna.actors.bus.leases import Leases
-from myna.actors.bus.link import Link, pack_headers, unpack_headers
+from myna.actors.bus.link import Link
 from myna.actors.bus.mailbox import Limits, Mailbox
 from myna.actors.bus.pulse import Pulse
 from myna.actors.subjects import Stream

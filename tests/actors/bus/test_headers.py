@@ -5,7 +5,7 @@ import string
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from myna.actors.bus.link import pack_headers, status_of, unpack_headers
+from myna.actors.bus.headers import pack_headers, status_of, unpack_headers
 
 NAMES = st.text(alphabet=string.ascii_letters + string.digits + "-_", min_size=1, max_size=20)
 VALUES = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=40).map(
