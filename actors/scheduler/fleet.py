@@ -2,7 +2,7 @@
 
 Law: choosing a worker costs the same with one worker or a thousand. Loads live in lazy heaps: every change of a worker's load
 pushes a new entry, and stale ones are dropped when they surface. `now`, the time of the newest event, is set by the core.
-With `late`, a worker with prompts enough to compute is left alone until it can begin another.
+With `late`, a worker with prompts enough to compute is left alone until it can begin another, or one that goes before those.
 """
 
 from __future__ import annotations
@@ -268,6 +268,19 @@ class Fleet:
                 if worker is not None and (best is None or worker.load < best.load):
                     best = worker
         return best
+
+    def overtaking(self, demand: Demand, order: float, *, pressing: bool) -> Worker | None:
+        """A worker that has prompts enough, if nobody else serves the same and it can begin a call with this order soon, which
+        goes before others that wait there. (Where others do, one of them is free sooner, and the order of tenants counts.)"""
+        if not self._asleep:
+            return None
+        worker = self.workers.get(self._asleep[0][1])
+        if worker is None or not worker.asleep or not worker.has_room or not self.answers(worker, demand):
+            return None
+        if not self._sole(worker):
+            return None
+        soon = worker.occupancy.begins(order, self.now, pressing=pressing) <= self._most(worker) / 2
+        return worker if soon else None
 
     def any(self, demand: Demand) -> Worker | None:
         """A worker that serves the demand and takes orders, however busy."""

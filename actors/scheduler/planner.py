@@ -173,13 +173,13 @@ class Planner:
             else:
                 self._push(call)
 
-    def _place(self, now: float, call: CallNode) -> Place | None:
+    def _place(self, now: float, call: CallNode, first: bool) -> Place | None:
         assert call.spec is not None
         assert call.session is not None
         graph = call.session
         assert call.habit is not None
         demand, chain = demand_of(call.spec, graph.tenant), self._chain(call)
-        place = self._placement.choose(call, demand, chain, call.habit.output(call.limit), now)
+        place = self._placement.choose(call, demand, chain, call.habit.output(call.limit), now, first=first)
         if place is None and self.residents.any and chain is not None and self._placement.crowded(call, demand, chain):
             self._lines.park(call, now)
         return place

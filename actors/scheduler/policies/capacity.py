@@ -6,8 +6,8 @@ Laws:
   reserved so than paced work is a part of all work. Where no other engine serves the same, the bound is `SOLE` times its step
   alone, for there is nowhere else to go, and one call of other work is always allowed, so that nothing waits for ever. What is
   not measured yet limits nothing.
-- A prompt is handed over when the engine can begin it within `BACKLOG` seconds. Until then it waits here, where a more urgent
-  one may still pass it.
+- A prompt is handed over when the engine can begin it within `BACKLOG` seconds, where nobody else serves the same by the order
+  of those that wait there. Until then it waits here, where a more urgent one may still pass it.
 - Interference: a step that computes prompts takes several times as long as one that only draws tokens. Beside more than `MANY`
   pressing calls (whose own end is waited for), prompts of other calls are taken the more slowly the more those are: each of them
   would be delayed, for one call that waits. How many calls are delayed for one needs no unit of any machine.
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from myna.actors.scheduler.policies.backlog import Backlog
 from myna.actors.scheduler.policies.steps import StepModel
 
 STRETCH = 1.06
@@ -41,7 +42,8 @@ CALM = 1.5
 
 
 class Cost(Struct, frozen=True, gc=False):
-    """What a call takes of an engine: KV tokens held, prompt tokens to compute, tokens to generate."""
+    """What a call takes of an engine: KV tokens held, prompt tokens to compute, tokens to generate. `order`: its place among the
+    prompts that wait there, the least first."""
 
     tokens: float
     prefill: float
@@ -49,6 +51,7 @@ class Cost(Struct, frozen=True, gc=False):
     paced: bool = False
     tpot: float | None = None
     pressing: bool = False
+    order: float = 0.0
 
     @property
     def pressure(self) -> float:
@@ -89,6 +92,7 @@ class Occupancy:
     """What one engine holds, by the scheduler's own estimates."""
 
     __slots__ = (
+        "_backlog",
         "_bounds",
         "busy_until",
         "home_until",
@@ -116,6 +120,7 @@ class Occupancy:
         self.busy_until = 0.0
         self.rest_until = 0.0
         self._bounds: list[float] = []
+        self._backlog = Backlog()
 
     def add(self, cost: Cost, now: float) -> None:
         """A call is dispatched to the engine."""
@@ -125,6 +130,7 @@ class Occupancy:
         if self.steps.measured:
             seconds = cost.prefill * self.steps.prompt_seconds
             self.busy_until = max(self.busy_until, now) + seconds
+            self._backlog.add(cost.order, seconds, now)
             if self.pressing and not cost.pressing:
                 rest = 1.0 + max(0.0, self.pressing - MANY) / CALM
                 self.rest_until = max(self.rest_until, now) + seconds * rest
@@ -159,6 +165,7 @@ class Occupancy:
         else:
             self.tokens = self.prompts = self.pressure = 0.0
             self.busy_until = self.rest_until = now
+            self._backlog.clear(now)
 
     def hear(self, load: Mapping[str, float], now: float) -> None:
         """What the engine tells in a beat. The prompts that wait there correct what was thought of its backlog."""
@@ -167,6 +174,8 @@ class Occupancy:
         if waiting is not None and self.steps.measured:
             mean = self.prompts / max(self.paced + self.other, 1)
             self.busy_until = now + waiting * mean * self.steps.prompt_seconds
+            if not waiting:
+                self._backlog.clear(now)
 
     @property
     def taken_until(self) -> float:
@@ -176,6 +185,12 @@ class Occupancy:
     def backlog(self, now: float) -> float:
         """Seconds until it can begin another prompt."""
         return max(0.0, self.taken_until - now)
+
+    def begins(self, order: float, now: float, *, pressing: bool) -> float:
+        """Seconds until it can begin a prompt with this order, which may go before some that wait. What is not `pressing` lets
+        pressing calls have their time first."""
+        before = self._backlog.before(order, now)
+        return before if pressing else max(before, self.rest_until - now)
 
     def step(self, cost: Cost | None = None) -> float:
         """Its mean step with what it holds, and with `cost` too."""

@@ -32,7 +32,8 @@ _LATER = {RESUMES: (NEW, PARKED), NEW: (PARKED,), PARKED: ()}
 _Asks = tuple[Order, bool, tuple[str, ...]]
 """An `Order`; whether of engines or of agents (an enum's hash is slow); names."""
 
-_Find = Callable[["CallNode"], Place | None]
+_Find = Callable[["CallNode", bool], Place | None]
+"""Of a call; whether it is its tenant's turn."""
 
 _ANY = ("",)
 

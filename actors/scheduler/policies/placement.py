@@ -16,6 +16,7 @@ from myna.actors.messages import Source, WorkerId
 from myna.actors.scheduler.fleet import Demand, Fleet, Role, Worker
 from myna.actors.scheduler.policies.capacity import Cost
 from myna.actors.scheduler.policies.prefixes import Belief, Chain
+from myna.actors.scheduler.policies.queue import order_of
 from myna.actors.scheduler.policies.residents import LENT, SHARE, Residents
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Because(StrEnum):
     TURN = "it was its turn"
     PREFIX = "it has the prefix"
     COPIED = "it is to take over what an identical call has made"
+    ORDER = "it goes before most prompts that wait there"
     RESERVED = "it is reserved for calls whose tokens are waited for"
     OVERDUE = "it has waited long enough for a worker with room to keep its context"
 
@@ -67,10 +69,14 @@ class Placement:
         self._fleet = fleet
         self._belief = belief
         self._residents = residents
+        self._ordered = policies.applications and policies.capacity
         self._round_robin = policies.spread.value == "round robin"
 
-    def choose(self, call: CallNode, demand: Demand, chain: Chain | None, output: float, now: float) -> Place | None:
-        """A place for a call that will generate `output` tokens; None if nobody can take it now."""
+    def choose(
+        self, call: CallNode, demand: Demand, chain: Chain | None, output: float, now: float, *, first: bool = True
+    ) -> Place | None:
+        """A place for a call that will generate `output` tokens; None if nobody can take it now. `first`: it is its tenant's
+        turn, so that it may go before others that wait on an engine."""
         policies = self._policies
         if self._round_robin:
             worker = self._fleet.in_turn(demand)
@@ -85,6 +91,8 @@ class Placement:
         tpot = need.tpot if need is not None and paced else None
         back = self._residents.where(chain)
         candidates = self._candidates(demand, chain, back, paced, patient)
+        if not candidates and first and self._ordered:
+            candidates = self._overtaking(demand, chain, order_of(call), patient=patient, pressing=pressing)
         if back is None and self._residents.any:
             candidates = self._keeping(call, chain, candidates, now)
         if not candidates:
@@ -94,9 +102,19 @@ class Placement:
             best = min(candidates, key=lambda c: _seconds(c[0], chain.tokens - c[1], output, now))
         worker, matched, because = best
         missing = chain.tokens - matched
+        order = order_of(call) if self._ordered and worker.occupancy.steps.measured else 0.0
         if because is Because.OVERDUE:
             self._residents.let_in(worker.id, now + missing * worker.occupancy.steps.prompt_seconds / LENT)
-        return Place(worker, Cost(missing + output, missing, output, paced, tpot, pressing), because, matched)
+        return Place(worker, Cost(missing + output, missing, output, paced, tpot, pressing, order), because, matched)
+
+    def _overtaking(
+        self, demand: Demand, chain: Chain, order: float, *, patient: bool, pressing: bool
+    ) -> list[_Candidate]:
+        """An engine that has prompts enough, most of which the call goes before."""
+        worker = self._fleet.overtaking(demand, order, pressing=pressing)
+        if worker is None or (patient and self._fleet.is_home(worker) and not self._fleet.opens(worker)):
+            return []
+        return [(worker, self._belief.matched(chain, worker.id), Because.ORDER)]
 
     def crowded(self, call: CallNode, demand: Demand, chain: Chain) -> bool:
         """Whether there is a worker for a new context, were it not for those that are kept there."""

@@ -242,8 +242,9 @@ class ReadyQueue:
             rank = application.rank
         lane.push((-priority, urgency), call, number, application, key, rank)
 
-    def choose(self, now: float, place: Callable[[CallNode], P | None]) -> tuple[CallNode, P] | None:
-        """The next call that `place` finds a place for, and the place: the first tenant's next call, else another tenant's."""
+    def choose(self, now: float, place: Callable[[CallNode, bool], P | None]) -> tuple[CallNode, P] | None:
+        """The next call that `place` finds a place for, and the place: the first tenant's next call, else another tenant's.
+        `place` is told whether it is that tenant's turn."""
         passed: list[_Lane] = []
         try:
             while len(passed) < LANES:
@@ -256,7 +257,7 @@ class ReadyQueue:
                     heapq.heappop(self._heap)
                     continue
                 number = call.queued
-                found = None if self._policies.fairness and lane.account.full else place(call)
+                found = None if self._policies.fairness and lane.account.full else place(call, not passed)
                 if found is not None:
                     return call, found
                 if call.queued != number:

@@ -132,7 +132,7 @@ class Engine:
             self.ahead.append(request)
         else:
             names = set(_names(request.boundaries[: request.prompt])) if self.ahead else set()
-            for early in [r for r in self.ahead if r.boundaries[-1].name in names]:
+            for early in [r for r in self.ahead if r.boundaries[-1].name in names or self._blocks(r, names)]:
                 self.ahead.remove(early)
                 early.order = request.order
                 insort(self.waiting, early, key=_order)
@@ -198,12 +198,17 @@ class Engine:
         batch = len(self.decoding)
         if self._prompts:
             prompt = sum(tokens for _, tokens in self._prompts)
-            self._schedule(now + self.model.step(batch, self._read + self._generated, prompt))
+            self._schedule(now + self.model.step(batch, self._reads, prompt))
         elif batch:
             steps = max(1, self.decoding[0][0] - self.clock)
-            seconds = self.model.step(batch, self._read + self._generated + batch * steps / 2)
+            seconds = self.model.step(batch, self._reads + batch * steps / 2)
             self._jump = (steps, seconds)
             self._schedule(now + steps * seconds)
+
+    @property
+    def _reads(self) -> float:
+        """KV tokens that a step reads: those that several share, once."""
+        return self._read + self._generated
 
     def _take_prompts(self) -> list[tuple[Request, float]]:
         room, taken = float(self.model.chunk), list[tuple[Request, float]]()
@@ -321,6 +326,10 @@ class Engine:
     def _underway(self, request: Request) -> bool:
         """Whether a part of its prompt is just being computed for another: it waits rather than computing it again."""
         return any(name in self._pending for name in _names(request.boundaries[: request.prompt]))
+
+    def _blocks(self, early: Request, names: set[int]) -> bool:
+        """Whether a part that goes by one of these names is just being computed with it: who needs that waits for it."""
+        return early.admitted and any(n in names and n in self._pending for n in _names(early.boundaries))
 
     def _store(self, boundaries: tuple[Boundary, ...]) -> None:
         for name in _names(boundaries):

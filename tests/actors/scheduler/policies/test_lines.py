@@ -39,7 +39,7 @@ class Counter:
         self.worker = self.fleet.announce(offer, 0.0)
 
     def take(self, now: float) -> str:
-        def place(call: CallNode) -> Place:
+        def place(call: CallNode, first: bool) -> Place:
             return Place(self.worker, None, Because.LEAST_LOADED)
 
         call, _ = next(self.lines.choose(self.fleet, place, now))
@@ -77,7 +77,7 @@ def test_a_call_that_is_parked_keeps_none_behind_it_waiting() -> None:
     for name in ("large", "small", "later"):
         counter.lines.push(ready(name), 0.0, NEW)
 
-    def place(call: CallNode) -> Place | None:
+    def place(call: CallNode, first: bool) -> Place | None:
         if call.id == "large":
             counter.lines.park(call, 0.0)
             return None
@@ -112,4 +112,4 @@ def test_a_call_that_changes_its_line_waits_in_one_only() -> None:
     assert len(counter.lines) == 2
     assert [counter.take(1.0), counter.take(1.0)] == ["changed", "other"]
     assert len(counter.lines) == 0
-    assert not list(counter.lines.choose(counter.fleet, lambda call: None, 1.0))
+    assert not list(counter.lines.choose(counter.fleet, lambda call, first: None, 1.0))

@@ -25,6 +25,8 @@ from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.scheduler.events import Ended, Heard
 from myna.actors.scheduler.policies import Policies, Spread
+from myna.actors.scheduler.policies.capacity import SOLE_BACKLOG
+from myna.actors.scheduler.policies.lengths import CHARACTERS
 from myna.actors.scheduler.policies.placement import Because
 from myna.actors.scheduler.policies.residents import OVERDUE
 from tests.actors.scheduler.world import SESSION, World, opened
@@ -133,6 +135,21 @@ def test_an_engine_is_reserved_for_calls_whose_tokens_are_waited_for() -> None:
     assert home.occupancy.other < 10
     other = next(w for w in world.core.fleet.workers.values() if w is not home)
     assert other.occupancy.other > 40
+
+
+def test_an_engine_with_prompts_enough_is_given_a_call_that_goes_before_those() -> None:
+    world = opened(workers=1, capacity=64)
+    steps = world.core.fleet.workers[WorkerId("w0")].occupancy.steps
+    steps.observe(1.0, 0.0, 0.01)
+    long = "x" * round(0.75 * SOLE_BACKLOG / steps.prompt_seconds * CHARACTERS)
+    for n in range(5):
+        world.add(call(f"a{n}", f"{n} {long}"), said(f"b{n}", f"{n} {long}", f"a{n}"))
+    assert [run.call.id for run in world.dispatched] == ["call-a0", "call-a1"]
+    answer(world, "a1")
+    assert [run.call.id for run in world.dispatched[2:]] == ["call-b1"]
+    placed = world.core.sessions[SESSION].graph.calls[CallId("call-b1")].placed
+    assert placed is not None
+    assert placed.because == Because.ORDER
 
 
 def said(name: str, instructions: str, *before: str, function: str = "agent") -> ModelCall:

@@ -40,7 +40,7 @@ class Line:
             self.queue.push(call, tenant, priority, 0.0)
 
     def take(self, now: float = 0.0, tenant: Tenant | None = None) -> str | None:
-        found = self.queue.choose(now, lambda call: call)
+        found = self.queue.choose(now, lambda call, first: call)
         if found is None:
             return None
         call = found[0]
@@ -167,7 +167,7 @@ def test_tenants_share_by_weight(weight: float, dispatches: int) -> None:
         line.push(ready(f"b{n}"), tenant=b)
     served = {"a": 0, "b": 0}
     for _ in range(dispatches):
-        found = line.queue.choose(0.0, lambda call: call)
+        found = line.queue.choose(0.0, lambda call, first: call)
         assert found is not None
         owner = Tenant(found[0].id[0])
         line.queue.take(found[0], owner, 0.0)
@@ -184,14 +184,14 @@ def test_a_flood_of_one_tenant_delays_anothers_call_by_one_call_of_each_tenant(t
         for n in range(flood):
             line.push(ready(f"{t}-{n}"), tenant=Tenant(f"flood{t}"))
     for _ in range(flood // 2):
-        found = line.queue.choose(0.0, lambda call: call)
+        found = line.queue.choose(0.0, lambda call, first: call)
         assert found is not None
         owner = Tenant("flood" + found[0].id.split("-")[0])
         line.queue.take(found[0], owner, 0.0)
         line.accounts.serve(line.accounts.of(owner), 1.0)
     line.push(ready("mine"), tenant=Tenant("late"))
     for waited in range(tenants + 1):
-        found = line.queue.choose(0.0, lambda call: call)
+        found = line.queue.choose(0.0, lambda call, first: call)
         assert found is not None
         if found[0].id == "mine":
             assert waited <= tenants
@@ -217,8 +217,15 @@ def test_a_call_without_a_place_lets_other_tenants_pass_and_keeps_its_turn() -> 
     line = Line()
     line.push(ready("big"), tenant=Tenant("a"))
     line.push(ready("small"), tenant=Tenant("b"))
-    found = line.queue.choose(0.0, lambda call: call if call.id == "small" else None)
+    turns: dict[str, bool] = {}
+
+    def place(call: CallNode, first: bool) -> CallNode | None:
+        turns[call.id] = first
+        return call if call.id == "small" else None
+
+    found = line.queue.choose(0.0, place)
     assert found is not None
     assert found[0].id == "small"
+    assert turns == {"big": True, "small": False}
     line.queue.take(found[0], Tenant("b"), 0.0)
     assert line.take(tenant=Tenant("a")) == "big"
