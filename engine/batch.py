@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, takewhile
 
 from myna.engine.budget import Budget
 from myna.engine.context import Context, ContextStore
@@ -48,6 +48,8 @@ class Batch:
         self.waiting: list[Program] = []
         self.running: list[Program] = []
         self.preemptions = 0
+        self._came: list[Program] = []
+        """Awaited programs that came since the last step: something of theirs may be being computed ahead."""
         self._store = store
         self._limits = limits
         self._unpin = unpin
@@ -56,6 +58,8 @@ class Batch:
         """Put a program in the queue."""
         program.state = ProgramState.WAITING
         insort(self.waiting, program, key=_importance)
+        if _is_awaited(program):
+            self._came.append(program)
 
     def end(self, program: Program) -> None:
         """Take a program out, wherever it is."""
@@ -168,12 +172,12 @@ class Batch:
 
     def _hand_over(self) -> None:
         """Who computes for nobody what somebody now waits for gives way to them: what is computed of it they find in the tree."""
-        waiting = self.waiting[: _LOOK_AHEAD * self._limits.max_sequences]
-        for leader in [program for program in self.running if program.request.priority == LEAST]:
-            if any(
-                program.request.priority > LEAST and _best_leader(program, (leader,), self._store.pool.page_size)
-                for program in waiting
-            ):
+        came, self._came = self._came, []
+        waiting = [program for program in came if program.state is ProgramState.WAITING]
+        if not waiting:
+            return
+        for leader in [program for program in self.running if not _is_awaited(program)]:
+            if any(_best_leader(program, (leader,), self._store.pool.page_size) for program in waiting):
                 self._preempt(leader)
 
     def _make_way(self) -> None:
@@ -222,7 +226,7 @@ class Batch:
             return False
         program.note_cached(before)
         if context.caches:
-            self._store.tree.count(len(context.tokens) - before, gained, context.node)
+            self._store.tree.count(len(context.tokens) - before, gained, context.node, before)
         return True
 
     def _available(self, pages: int) -> bool:
@@ -239,7 +243,8 @@ class Batch:
         if context.tail or not context.caches:
             return False
         size = self._store.pool.page_size
-        best = _best_leader(program, self.running, size)
+        leaders = takewhile(_is_awaited, self.running) if _is_awaited(program) else self.running
+        best = _best_leader(program, leaders, size)
         if best is None or best[1] < context.matchable() + size:
             return False
         leader, until = best
@@ -250,6 +255,11 @@ class Batch:
 
 def _importance(program: Program) -> Importance:
     return program.key
+
+
+def _is_awaited(program: Program) -> bool:
+    """Whether anybody waits for it: all but what is computed ahead."""
+    return program.request.priority > LEAST
 
 
 def _best_leader(program: Program, running: Iterable[Program], page_size: int) -> tuple[Program, int] | None:

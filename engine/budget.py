@@ -29,8 +29,8 @@ class Budget:
         """What is left for nobody; None: no bound."""
 
     def has_room(self, program: Program) -> bool:
-        """Whether a step may compute any more of a prompt of this importance."""
-        return self._left_for(program) > 0
+        """Whether a step may compute any more of a prompt of this importance: who would get nothing need not run."""
+        return self._left_for(program) > 0 and (self._ahead != 0 or not _for_nobody(program))
 
     def part(self, program: Program) -> int:
         """Tokens of a program's prompt that the step may compute."""

@@ -13,6 +13,7 @@ from typing import NewType
 
 from myna.engine.errors import ContextFreed, OutOfPages
 from myna.engine.pages import PageId, PagePool
+from myna.engine.stubs import Stubs
 from myna.engine.tree import Node, PrefixTree
 
 ContextId = NewType("ContextId", int)
@@ -70,22 +71,28 @@ class Context:
         return self._store.tree.match(self.namespace, self.tokens[: len(self.tokens) - 1])
 
     def match(self) -> int:
-        """Take over what the tree holds of this context beyond its own KV; returns the tokens gained.
+        """Take over what the tree holds of this context beyond its own KV, and a stub behind that; returns the tokens gained.
 
         Does nothing while the context has pages of its own.
         """
         self._require_alive()
         if self.tail or not self.pending:
             return 0
-        tree = self._store.tree
-        node = tree.acquire(self.namespace, self.tokens[: len(self.tokens) - 1])
-        if node.end <= self.computed:
+        tree, stubs = self._store.tree, self._store.stubs
+        known = self.tokens[: len(self.tokens) - 1]
+        node = tree.acquire(self.namespace, known)
+        left = known[node.end :]
+        stub = stubs.find(node, left)
+        end = node.end if stub is None else node.end + stub.common(left)
+        if end <= self.computed:
             tree.unlock(node)
             return 0
-        gained = node.end - self.computed
+        gained = end - self.computed
         tree.unlock(self.node)
         self.node = node
-        self.computed = node.end
+        self.computed = end
+        if stub is not None:
+            self.tail = [stubs.take(stub)]
         return gained
 
     def missing_pages(self, tokens: int) -> int:
@@ -215,6 +222,7 @@ class ContextStore:
     def __init__(self, pool: PagePool, tree: PrefixTree, copy_page: Callable[[int, int], None]) -> None:
         self.pool = pool
         self.tree = tree
+        self.stubs = Stubs(pool)
         self.copy_page = copy_page
         self._contexts: dict[ContextId, Context] = {}
         self._private_users: dict[str, int] = {}
@@ -280,7 +288,8 @@ class ContextStore:
             prefix = [token for node in context.node.path() for token in node.tokens]
             assert prefix == context.tokens[: context.node.end], "a context holds another one's prefix"
         self.tree.check([*(context.node for context in self._contexts.values()), *pins])
-        self.pool.check([*(context.tail for context in self._contexts.values()), *self.tree.owned_pages()])
+        tails = (context.tail for context in self._contexts.values())
+        self.pool.check([*tails, *self.tree.owned_pages(), *self.stubs.pages()])
 
     def _register(self, namespace: str, private: bool, node: Node) -> Context:
         context = Context(ContextId(self._next_id), self, namespace, private, node)

@@ -64,7 +64,7 @@ class Engine:
         self._decode = decoder(tokenizer)
         eos = frozenset(token for token in model.spec.eos_token_ids if token < model.spec.vocab_size)
         self._grammars = Grammars(tokenizer, model.spec.vocab_size, eos)
-        self._pins = Pins(self.tree)
+        self._pins = Pins(self.tree, self.contexts.stubs)
         self._batch = Batch(self.contexts, self.limits, self._pins.yield_farthest)
         self._turns = Turns()
         bounds = Bounds(model.spec.vocab_size, model.spec.context_length, self.capacity)
@@ -101,7 +101,8 @@ class Engine:
     def retain(
         self, request_id: RequestId, token_ids: Sequence[int], namespace: str = "", *, distance: float = 0.0
     ) -> None:
-        """Compute a prefix if need be and keep its whole pages in the tree until `unpin(request_id)`.
+        """Compute a prefix if need be and keep its pages until `unpin(request_id)`: the last one, if it isn't full, for the first
+        who goes on there.
 
         `Done` says that it is there. It is computed when nothing else waits. `distance`: seconds until it is thought to be
         used; pins give way, the farthest first, before a request has to fail for want of pages.

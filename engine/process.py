@@ -2,7 +2,7 @@
 
 `python -m myna.engine.process --fd N` talks over the connected stream socket N. It blocks only while there is nothing to
 do, stops stepping while its host doesn't read, and exits when the host closes the socket, says stop, or has read nothing
-for too long.
+for too long. Rendering prompts holds a step up for a moment at most; what is kept for nobody is rendered while one is under way.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import structlog
 from myna.engine import frames
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.errors import EngineError, InvalidConstraint, RequestError
+from myna.engine.inbox import Inbox
 from myna.engine.interface import ModelRunner
 from myna.engine.prompt import Call, Message, Placeholder, Segment, Text, Tokens, render
 from myna.engine.request import Delta, Done, Event, Failed, Fill, Finished, Request, RequestId, TokenLogprob
@@ -34,6 +35,8 @@ from myna.engine.tokens import PromptTokenizer
 _READ_BYTES = 2**18
 # Unread reports beyond which the engine waits for its host rather than pile up more.
 _BACKLOG_BYTES = 2**22
+_HEARING = 0.005
+"""Seconds of rendering, begun, after which a step comes first: about what a GPU takes to decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class EngineServer:
         self._channel = channel
         self._config = config or ServeConfig()
         self._clock = clock
-        self._inbox = frames.FrameBuffer()
+        self._buffer = frames.FrameBuffer()
+        self._inbox = Inbox()
         self._outbox = bytearray()
         self._open = True
         self._draining = False
@@ -71,7 +75,7 @@ class EngineServer:
             selector.register(self._channel, selectors.EVENT_READ)
             while self._open:
                 congested = len(self._outbox) > self._config.backlog_bytes
-                works = self._engine.has_work and not congested
+                works = self._works and not congested
                 interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
                 selector.modify(self._channel, interest)
                 ready = selector.select(0 if works else self._config.stall_seconds if congested else None)
@@ -82,12 +86,28 @@ class EngineServer:
                 elif self._clock() - progress >= self._config.stall_seconds:
                     self._log.error("host reads nothing", backlog=len(self._outbox))
                     return
-                if works and self._open:
-                    for event in self._engine.step():
-                        self._report(_report_of(self._spelled(event)))
-                if self._draining and not self._engine.has_work and not self._outbox:
+                if self._works and not congested and self._open:
+                    self._work()
+                if self._draining and not self._works and not self._outbox:
                     self._open = False
         self._say_goodbye()
+
+    @property
+    def _works(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._inbox) or self._engine.has_work
+
+    def _work(self) -> None:
+        """Hear those who wait, do a step, and hear what to keep: on a GPU the next step has begun when `step` returns."""
+        enough = self._clock() + _HEARING
+        for command in self._inbox.awaited():
+            self._hear(command)
+            if self._clock() >= enough:
+                break
+        for event in self._engine.step():
+            self._report(_report_of(self._spelled(event)))
+        for command in self._inbox.keeping():
+            self._hear(command)
 
     def _ready(self) -> frames.Ready:
         engine = self._engine
@@ -109,7 +129,7 @@ class EngineServer:
     def _read(self) -> None:
         try:
             data = self._channel.recv(_READ_BYTES)
-            bodies = self._inbox.feed(data)
+            bodies = self._buffer.feed(data)
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, frames.FrameError) as error:
@@ -119,15 +139,20 @@ class EngineServer:
         if not data:
             self._open = False
         for body in bodies:
-            self._hear(body)
+            self._take(body)
 
-    def _hear(self, body: bytes) -> None:
+    def _take(self, body: bytes) -> None:
         try:
             command = frames.decode_command(body)
         except frames.FrameError as error:
             self._log.warning("frame rejected", error=str(error))
             self._report(frames.Rejected(str(error)))
             return
+        if command == frames.Stop():
+            self._open = False  # whatever came before
+        self._inbox.add(command)
+
+    def _hear(self, command: frames.Command) -> None:
         match command:
             case frames.Submit() | frames.Retain():
                 self._begin(command)
@@ -139,9 +164,8 @@ class EngineServer:
                 self._report(frames.StatsReport(self._engine.stats()))
             case frames.Look():
                 self._report(frames.SurveyReport(self._engine.survey()))
-            case frames.Stop(drain=drain):
+            case frames.Stop():
                 self._draining = True
-                self._open = self._open and drain
             case _:
                 assert_never(command)
 

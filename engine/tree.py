@@ -86,12 +86,11 @@ class PrefixTree:
         """Each namespace with its root."""
         return iter(self._roots.items())
 
-    def count(self, looked_up: int, hit: int, node: Node) -> None:
-        """Add a lookup to the statistics that found `hit` tokens, the last of them in `node`; `match` itself counts nothing,
-        since it is also asked speculatively."""
+    def count(self, looked_up: int, hit: int, node: Node, known: int) -> None:
+        """Add a lookup to the statistics that found `hit` tokens behind `known` ones, those of `node` and before among them;
+        `match` itself counts nothing, since it is also asked speculatively."""
         self._lookup_tokens += looked_up
         self._hit_tokens += hit
-        known = node.end - hit
         while node.end > known and node.parent is not None:
             node.hits += 1
             node = node.parent

@@ -87,8 +87,8 @@ def make_sampling(**settings: Any) -> wire.Sampling:
     """Sampling settings by name; `stop` may be one string. Raises `FunctionError` naming the one that is wrong."""
     if isinstance(settings.get("stop"), str):
         settings["stop"] = (settings["stop"],)
-    known = {f.name for f in msgspec.structs.fields(wire.Sampling)}
-    for name in settings.keys() - known:
+    known = wire.Sampling.__struct_fields__
+    for name in settings.keys() - set(known):
         raise FunctionError(f"{name!r} is no setting of an output; known are {', '.join(sorted(known))}")
     try:
         return msgspec.convert({"t": "sampling", **settings}, wire.Sampling)

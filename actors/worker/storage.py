@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import structlog
 
@@ -45,6 +46,8 @@ log = structlog.get_logger(__name__)
 
 PATIENCE = 15.0
 """Seconds that an input's value may take to appear on a replica, and a write to be acknowledged."""
+READS = 64
+"""Values of one call that are asked for at once."""
 CACHE_BYTES = 64 * 1024 * 1024
 """Values lately read or written here, kept so that a consumer beside its producer reads nothing over the network."""
 
@@ -87,6 +90,8 @@ class Storage:
         self._worker = worker
         self._incarnation = incarnation
         self._values = _ValueCache(CACHE_BYTES)
+        self._asked: dict[str, asyncio.Event] = {}
+        """Set when the value that is being asked for has come, or can't be had."""
 
     # --- reading ---
 
@@ -102,9 +107,10 @@ class Storage:
             async with asyncio.timeout(PATIENCE):
                 if command.source is not None:
                     origin = (key[0], SessionId(command.source.session))
-                    taken = [await self._value(*origin, VarId(v)) for v in command.source.variables]
-                for variable in command.inputs:
-                    inputs[variable] = await self._value(*key[:2], variable)
+                    copied = [VarId(v) for v in command.source.variables]
+                    found = await self._read(*origin, copied)
+                    taken = [found[variable] for variable in copied]
+                inputs = await self._read(*key[:2], command.inputs)
                 for variable in command.outputs:
                     chunks[variable] = await self._chunks(key, variable)
                     outcome = await self._outcome(subjects.write(*key[:2], variable), fresh=True)
@@ -117,24 +123,49 @@ class Storage:
 
     async def fetch(self, retain: Retain) -> Fetched:
         """The inputs of a prompt that is to be kept: a hint, so that nothing is tried twice."""
-        inputs: dict[VarId, Value] = {}
         try:
             async with asyncio.timeout(PATIENCE):
-                for variable in dict.fromkeys(inputs_of(retain.call)):
-                    if variable == retain.stream:
-                        continue
-                    inputs[variable] = await self._value(Tenant(retain.tenant), SessionId(retain.session), variable)
+                wanted = [v for v in dict.fromkeys(inputs_of(retain.call)) if v != retain.stream]
+                inputs = await self._read(Tenant(retain.tenant), SessionId(retain.session), wanted)
         except (BusError, WireError, TimeoutError) as error:
             log.debug("a prompt can't be kept", call=retain.call.id, reason=str(error) or "time-out")
             return Fetched(retain, None)
         return Fetched(retain, inputs)
 
-    async def _value(self, tenant: Tenant, session: SessionId, variable: VarId) -> Value:
-        """A variable's value. It is stored, or the call would not run; but a replica may be behind for a moment."""
-        subject = subjects.write(tenant, session, variable)
-        cached = self._values.get(subject)
+    async def _read(self, tenant: Tenant, session: SessionId, variables: Sequence[VarId]) -> dict[VarId, Value]:
+        """The values of variables, in their order; those that aren't known here are asked for side by side."""
+        limit = asyncio.Semaphore(READS)
+
+        async def fetch(variable: VarId) -> Value:
+            async with limit:
+                return await self._value(subjects.write(tenant, session, variable), variable)
+
+        known = {variable: self._values.get(subjects.write(tenant, session, variable)) for variable in variables}
+        try:
+            async with asyncio.TaskGroup() as group:
+                reads = {v: group.create_task(fetch(v)) for v, value in known.items() if value is None}
+        except* (BusError, WireError) as errors:
+            raise errors.exceptions[0] from None
+        return {v: reads[v].result() if value is None else value for v, value in known.items()}
+
+    async def _value(self, subject: str, variable: VarId) -> Value:
+        """A variable's value. Of the calls that begin together and read one, the first asks for all."""
+        asked = self._asked.get(subject)
+        if asked is not None:
+            await asked.wait()
+            if (value := self._values.get(subject)) is not None:
+                return value
+        answered = self._asked[subject] = asyncio.Event()
+        try:
+            return await self._ask(subject, variable)
+        finally:
+            self._asked.pop(subject, None)
+            answered.set()
+
+    async def _ask(self, subject: str, variable: VarId) -> Value:
+        """It is stored, or the call would not run; but a replica may be behind for a moment."""
         pause = 0.005
-        while cached is None:
+        while True:
             outcome = await self._outcome(subject)
             match outcome:
                 case Value():
@@ -144,7 +175,6 @@ class Storage:
                     pause = min(2 * pause, 0.5)
                 case _:
                     raise WireError(f"input {variable!r} has no value, but ended in {outcome!r}")
-        return cached
 
     async def _outcome(self, subject: str, *, fresh: bool = False) -> Outcome | None:
         stored = await self._bus.get(subjects.VALUES, subject, fresh=fresh)

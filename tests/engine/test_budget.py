@@ -7,7 +7,7 @@ import torch
 
 from myna.engine.interface import BatchLimits
 from myna.engine.request import RequestId
-from tests.engine.driving import Said, ask, greedy
+from tests.engine.driving import Said, ask, drain, greedy
 from tests.engine.hash_model import HashModel, serve
 
 torch.set_num_threads(1)
@@ -91,3 +91,15 @@ def test_a_step_computes_no_more_of_prompts_beside_outputs_than_those_who_wait_f
     assert machine.stats().computed_tokens == 24 + 1 + 8
     machine.step()
     assert machine.stats().computed_tokens == 33 + 1 + 4
+
+
+def test_of_many_prompts_to_compute_ahead_only_those_that_get_a_part_of_the_step_run() -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(8, 32, ahead_tokens=4))
+    machine.submit(ask("a", [1, 2], greedy(40, ignore_eos=True)))
+    for n in range(6):
+        machine.retain(RequestId(f"ahead {n}"), [n + 3] * 12)
+    said = Said()
+    for _ in range(6):
+        said.hear(machine.step())
+        assert machine.stats().running <= 2
+    assert sorted(drain(machine, said).done)[1:] == [f"ahead {n}" for n in range(6)]

@@ -81,3 +81,37 @@ def test_a_prefix_that_is_retained_anew_takes_the_room_of_the_old_one() -> None:
     machine.unpin(RequestId("pin"))
     machine.unpin(RequestId("pin"))
     assert machine.stats().pins == 0
+
+
+def test_the_first_who_goes_on_behind_a_retained_prefix_finds_all_of_it_and_the_next_its_whole_pages() -> None:
+    machine = engine()
+    machine.retain(RequestId("pin"), [*SHARED, 1, 2, 3])
+    drain(machine)
+    for following, found in ((5, 43), (6, 40)):
+        prompt = ask("a", [*SHARED, 1, 2, 3, following], greedy(3))
+        alone = engine()
+        for each in (machine, alone):
+            each.submit(prompt)
+        said = drain(machine)
+        assert cached(said, "a") == found
+        assert said.tokens == drain(alone).tokens, "the page that was gone on in held something else"
+
+
+def test_of_a_whole_prompt_that_was_retained_all_but_the_last_token_is_found() -> None:
+    machine = engine()
+    prompt = [*SHARED, 1, 2, 3]
+    machine.retain(RequestId("pin"), prompt)
+    drain(machine)
+    machine.submit(ask("a", prompt, greedy(1)))
+    assert cached(drain(machine), "a") == len(prompt) - 1
+
+
+def test_the_last_page_of_a_retained_prefix_is_free_again_when_it_is_let_go() -> None:
+    machine = engine()
+    free = machine.pool.free
+    for prompt in ([*SHARED, 1], [1, 2]):
+        machine.retain(RequestId("pin"), prompt)
+        drain(machine)
+    assert machine.pool.free == free - 11
+    machine.unpin(RequestId("pin"))
+    assert machine.pool.free == free - 10, "the whole pages stay, as a cache"

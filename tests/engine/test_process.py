@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +15,10 @@ import torch
 
 from myna.engine import frames
 from myna.engine.engine import Engine, EngineConfig
-from myna.engine.interface import BatchLimits
+from myna.engine.interface import BatchLimits, StepUnderWay
+from myna.engine.plan import StepPlan
 from myna.engine.process import EngineServer, ServeConfig
+from myna.engine.sampler import Row
 from myna.engine.tokens import PromptTokenizer
 from tests.engine.hash_model import HashModel
 from tests.engine.tiny_folder import tiny_folder
@@ -178,6 +182,63 @@ def test_a_retained_prompt_is_cached_for_its_call(host: Host) -> None:
     while (report := host.until(frames.StatsReport)[-1]) and isinstance(report, frames.StatsReport):
         if report.stats.pins == 0:
             break
+
+
+class Recorded(PromptTokenizer):
+    """Tells what it renders, in the order of all that happens."""
+
+    def __init__(self, happened: list[str]) -> None:
+        super().__init__(byte_level())
+        self.happened = happened
+
+    def plain(self, text: str, *, first: bool = False) -> tuple[int, ...]:
+        self.happened.append(text)
+        return super().plain(text, first=first)
+
+
+class Stepping(HashModel):
+    """Tells of each step."""
+
+    def __init__(self, happened: list[str]) -> None:
+        super().__init__(vocabulary=len(byte_level()), context_length=200, eos=399, ahead=1)
+        self.happened = happened
+
+    def begin(self, plan: StepPlan, rows: Sequence[Row]) -> StepUnderWay:
+        self.happened.append("step")
+        return super().begin(plan, rows)
+
+
+def happenings(*commands: frames.Command, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    """What a server does that finds all of these calls and prompts at once."""
+    happened: list[str] = []
+    ours, theirs = socket.socketpair()
+    engine = Engine(
+        Stepping(happened), byte_level(), EngineConfig(page_size=4, kv_tokens=400, limits=BatchLimits(4, 64))
+    )
+    server = EngineServer(engine, Recorded(happened), theirs, clock=clock)
+    host = Host(ours)
+    with ours, theirs:
+        host.say(*commands)
+        thread = threading.Thread(target=server.serve)
+        thread.start()
+        for _ in commands:
+            host.until(frames.DoneReport)
+        host.say(frames.Stop())
+        thread.join()
+    return happened
+
+
+def test_what_is_kept_for_nobody_is_rendered_when_the_step_of_who_waits_has_begun() -> None:
+    happened = happenings(frames.Retain("kept", call("later")), frames.Submit("a", call("abc", 4, ignore_eos=True)))
+    assert happened[:3] == ["abc", "step", "later"]
+
+
+def test_many_prompts_at_once_hold_no_step_up_for_long() -> None:
+    ticks = itertools.count()
+    calls = [frames.Submit(name, call(name, 9, ignore_eos=True)) for name in "abc"]
+    happened = happenings(*calls, clock=lambda: next(ticks))  # a second for each look at the clock
+    assert [what for what in happened if what != "step"] == ["a", "b", "c"]
+    assert happened.index("a") < happened.index("step") < happened.index("b")
 
 
 def test_stop_with_drain_finishes_what_was_submitted_and_refuses_the_rest(host: Host) -> None:
