@@ -9,18 +9,18 @@ from myna.actors.messages import Usage
 from myna.actors.scheduler.policies import Policies
 from myna.sdk.examples._callers import Run
 from myna.sdk.timeline import CallTimes
-from tests.benchmarks.experiment import floors, peers, simulated
+from tests.benchmarks.experiment import floors, peers
 from tests.benchmarks.experiment.applications import TASK, Chain, CodingAgent, MapReduce
 from tests.benchmarks.experiment.arms import Arm, Client, Load, Outcome
 from tests.benchmarks.experiment.comparing import CACHED, MYNA, panel_of, rows_of
 from tests.benchmarks.experiment.made import SHAPES, network
-from tests.benchmarks.experiment.pictures import draw_all
+from tests.benchmarks.experiment.pictures import draw_all, draw_modelled
+from tests.benchmarks.experiment.profile import parts
 from tests.benchmarks.experiment.running import Engine, Extent, bench
 from tests.benchmarks.experiment.scheduling import ALL, all_but, policies_of
 from tests.benchmarks.experiment.smoke import fallen, ratios
 from tests.benchmarks.experiment.words import made_tokenizer, made_words
 from tests.benchmarks.experiment.workloads import EXPERIMENTS, Scale, named, poisson
-from tests.benchmarks.simulation.engine import load
 
 
 def outcome(kind: str, seconds: float) -> Outcome:
@@ -138,32 +138,50 @@ def test_a_ratio_that_fell_too_far_or_is_missing_is_told() -> None:
     assert len(fallen({("chain", "244 ms ratio to (a)"): 1.4}, before)) == 2
 
 
+def test_a_profile_has_the_medians_of_what_workers_stamped() -> None:
+    def call(received: float, ended: float) -> dict[str, float]:
+        return {"received": received, "began": received + 0.01, "first": received + 0.03, "ended": ended}
+
+    calls = [call(0.1, 1.0), call(1.2, 2.0), call(2.4, 3.0)]
+    found = parts({"arm": "Myna", "applications": [{"end": 3.5}], "calls": calls})
+    assert found == pytest.approx(
+        {
+            "client, NATS, scheduler: until the first call is received": 0.1,
+            "a result's end to the receipt of what waited for it": 0.3,
+            "reading the inputs": 0.01,
+            "queue and prefill, up to the first token": 0.02,
+            "decode, detokenize, publish": 0.77,
+            "the last result's way to the client": 0.5,
+            "whole run": 3.5,
+        }
+    )
+    assert len(parts({"arm": "(b)", "applications": [{"end": 3.5}], "calls": calls[:1]})) == 6
+
+
+def test_modelled_cases_have_a_figure_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        {
+            "case": "four GPTs: simulated, engines: 4",
+            "metric": str(arm),
+            "value": 1.0,
+            "spread": [1, 1],
+            "unit": "requests/s",
+        }
+        for arm in (CACHED, MYNA)
+    ]
+    rows.append({"case": "four GPTs", "metric": "0 ms ratio to (b)", "value": 1.0, "spread": [1, 1], "unit": "x"})
+    assert [path.name for path in draw_modelled({"rows": rows}, tmp_path)] == ["four-GPTs.png"]
+
+
 def test_pictures_and_their_data_are_written(tmp_path: Path) -> None:
     arms = [
         {"case": "chain summary: small", "metric": f"{arm}: completion", "value": 1.0, "spread": [0.9, 1.1]}
-        for arm in (CACHED, MYNA)
+        for arm in ("(a), 0 ms", "(b), 0 ms", "(c) transformers 5, 0 ms", "(d) llama.cpp, 0 ms", MYNA)
     ]
     panels: list[dict[str, Any]] = [panel_of(arm, [outcome("chain", 1.0)]) for arm in (CACHED, MYNA)]
     made = draw_all({"rows": arms}, {"chain summary": {"sizes": "small", "panels": panels}}, tmp_path)
     assert [path.read_bytes()[:4] for path in made] == [b"\x89PNG"] * 2
     assert (tmp_path / "chain-summary.json").is_file()
-
-
-def test_without_a_prefix_cache_the_simulated_engines_compute_every_prompt() -> None:
-    model, jobs = load(), simulated.gpts(2.0, 10.0, 0)
-    slow, quick = (
-        sum(map(arm.seconds, arm.run(jobs, model)))
-        for arm in (simulated.Simulation(Client.UNCACHED), simulated.Simulation(Client.CACHED))
-    )
-    assert slow > quick
-
-
-def test_a_simulated_agent_pauses_between_its_turns_whoever_sends_its_calls() -> None:
-    jobs = simulated.agents(0, count=1, turns=3, context=200)
-    pauses = sum(stage.think for stage in jobs[0].stages)
-    for client in (Client.MYNA, Client.CACHED):
-        arm = simulated.Simulation(client, engines=1)
-        assert sum(arm.seconds(turn) for turn in arm.run(jobs, load())) > pauses > 2.0
 
 
 @pytest.mark.timeout(300)

@@ -9,10 +9,12 @@ command.
     hosting       the engine host's process, for models that are made on the spot too
     made          the engine's process over a model with random weights
     workloads     the experiments: what runs when, in which arms, and the rows that come of it
-    simulated     what needs four engines, in the simulator
+    modelled      the arms on modelled engines, and the applications as jobs for them
+    simulated     what needs four engines, and all the rest on one, in the simulator
     floors        what a ratio can reach at most
     comparing     rows and panels from runs
     running       runs experiments on a cluster, and what else is asked for
     smoke         the regression guard
     pictures      figures and timelines
+    profile       where time goes
 """

@@ -28,6 +28,8 @@ ROUND_TRIP = 0.244
 """Seconds: the mean round trip between client and server in the paper's experiments."""
 WAITING = "prefixes"
 """The policies that a waiting client's scheduler has: first come, first served, where the prefix is."""
+UNSHARED = "prefixes read by each"
+"""An engine that stores a shared prefix once, and reads it once for each request: what a prefix cache commonly is."""
 
 
 class Client(StrEnum):

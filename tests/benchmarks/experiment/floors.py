@@ -43,8 +43,10 @@ Pieces = tuple["str | Call", ...]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call of an application: what its prompt is made of, what it draws or, a native one, how long it takes."""
+    """A call of an application: what its prompt is made of and what it draws; of a native one, how long it takes. The first piece
+    of a prompt is its function's own."""
 
+    function: str
     pieces: Pieces
     drawn: int
     seconds: float = 0.0
@@ -53,6 +55,11 @@ class Call:
     def inputs(self) -> list[Call]:
         """The calls whose results it reads."""
         return [piece for piece in self.pieces if isinstance(piece, Call)]
+
+    @property
+    def tokens(self) -> int:
+        """Of its result. A native function's is one of the texts that it is given: none is longer than the longest."""
+        return self.drawn or max(map(tokens_of, self.pieces))
 
 
 @dataclass
@@ -64,9 +71,11 @@ class Recorder:
     def call(self, label: str, function: Function | myna.Agent, **arguments: Any) -> Result:
         """See `Calls`."""
         if isinstance(function, Function):
-            made = Call(tuple(_flat([arguments["head"], arguments["body"]])), arguments["answer"].sampling.max_tokens)
+            pieces = tuple(_flat([arguments["head"], arguments["body"]]))
+            made = Call(function.name, pieces, arguments["answer"].sampling.max_tokens)
         else:
-            made = Call(tuple(_flat(list(arguments.values()))), 0, float(arguments.get("seconds", 0.0)))
+            pieces = tuple(_flat(list(arguments.values())))
+            made = Call(function.name, pieces, 0, float(arguments.get("seconds", 0.0)))
         self.calls.append(made)
         return made
 
@@ -77,15 +86,15 @@ def _flat(argument: Any) -> Pieces:
     return (argument,) if isinstance(argument, (str, Call)) else ()
 
 
-def _tokens(piece: str | Call) -> int:
-    """Of the words' texts each word is a token."""
-    return piece.drawn if isinstance(piece, Call) else piece.count(" ")
+def tokens_of(piece: str | Call) -> int:
+    """Tokens of a part of a prompt: of the words' texts each word is one."""
+    return piece.tokens if isinstance(piece, Call) else piece.count(" ")
 
 
 def distinct(calls: Sequence[Call]) -> int:
     """Prompt tokens that must be computed for all of them, where whatever begins alike is computed once."""
     beginnings = {call.pieces[: n + 1] for call in calls if call.drawn for n in range(len(call.pieces))}
-    return sum(_tokens(beginning[-1]) for beginning in beginnings)
+    return sum(tokens_of(beginning[-1]) for beginning in beginnings)
 
 
 def alone(load: Load, speed: Speed) -> tuple[float, int]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.benchmarks.experiment import floors
 from tests.benchmarks.experiment.applications import Chain, MapReduce
-from tests.benchmarks.experiment.arms import WAITING, Arm, Client, Load, Outcome, perform, waiting
+from tests.benchmarks.experiment.arms import UNSHARED, WAITING, Arm, Client, Load, Outcome, perform, waiting
 from tests.benchmarks.experiment.cluster import Cluster, cluster
 from tests.benchmarks.experiment.comparing import ARMS, CACHED, FEW, MYNA, PLAIN, Taken, panel_of, rows_of
 from tests.benchmarks.experiment.made import DEFAULT, SHAPES
@@ -28,8 +28,6 @@ from tests.benchmarks.experiment.workloads import Experiment, Scale
 from tests.benchmarks.reporting import Row, row, show
 
 ENGINE = "engine"
-UNSHARED = "prefixes read by each"
-"""An engine that stores a shared prefix once, and reads it once for each request: what a prefix cache commonly is."""
 UNSHARED_RUN = 10**9
 
 

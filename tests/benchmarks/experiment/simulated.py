@@ -1,82 +1,47 @@
-"""What needs four engines or very long, in the simulator: the real scheduler core, modelled engines, a virtual clock. Not
-measured: modelled.
+"""What needs four engines, and every experiment once more on one, in the simulator: the real scheduler core, modelled engines, a
+virtual clock. Not measured: modelled.
 
     python -m tests.benchmarks.experiment.simulated [--json FILE] [--quick]
 
 The engines are fitted to measured steps of ours (`simulation/engine.py`); the fit's errors are rows. Arms are those of
-`arms.py`: a waiting client's application comes in stages, each submitted when the results of the one before have come back, a
-round trip later; without prefix cache, no two prompts have anything in common.
+`arms.py`, as `modelled.py` plays them; beside them `TODAY`, as servers commonly are: each request reads a shared prefix for
+itself, and goes where there is the least load. A ratio's floor is what it could be at most, whoever served on these engines.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from myna.actors.messages import Objective
 from myna.actors.scheduler.policies import Policies
-from myna.actors.scheduler.policies.prefixes import Boundary
-from tests.benchmarks.experiment.arms import ROUND_TRIP, Client
-from tests.benchmarks.experiment.floors import RECORD
+from tests.benchmarks.experiment import floors
+from tests.benchmarks.experiment.arms import UNSHARED, Arm, Client
+from tests.benchmarks.experiment.comparing import ARMS, CACHED, MYNA, MYNA_FAR, PLAIN_FAR, rows_of
+from tests.benchmarks.experiment.modelled import Simulation, perform
+from tests.benchmarks.experiment.scheduling import all_but
+from tests.benchmarks.experiment.words import made_words
+from tests.benchmarks.experiment.workloads import EXPERIMENTS, Experiment, Scale
 from tests.benchmarks.reporting import Row, row, show, write
-from tests.benchmarks.simulation.cluster import Cluster, Turn
-from tests.benchmarks.simulation.engine import HERE, Engine, EngineModel, Request, load
+from tests.benchmarks.simulation.engine import HERE, EngineModel, load
 from tests.benchmarks.simulation.fitting import errors, points_of
 from tests.benchmarks.simulation.metrics import of_kind, percentile
-from tests.benchmarks.simulation.workloads import LATENCY, THROUGHPUT, Job, Stage, constant
+from tests.benchmarks.simulation.workloads import LATENCY, THROUGHPUT, Job, Stage, alone, constant
 
 ENGINES = 4
 FITTED = HERE / "h100_myna.json"
+TODAY = Arm(Client.CACHED, switches="", engine=f"{UNSHARED}, placed by load")
 GPTS = ((7437, 7, 704), (1116, 8, 89), (1694, 4, 631), (2031, 4, 416))
 """Tokens of prompt, question and answer of the paper's four applications."""
+WORDS = 100_000
+"""Of the vocabulary: more than a prompt could have by chance in common with another."""
 BOUND = 0.020
 """Seconds a token, from asking to the last one, that a rate may lead to on average."""
-
-
-class Uncached(Engine):
-    """An engine without prefix cache."""
-
-    def submit(self, request: Request, now: float) -> None:
-        """See `Engine`."""
-        own = tuple(Boundary(hash((request.key, b.name)), b.tokens) for b in request.boundaries)
-        super().submit(replace(request, boundaries=own), now)
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """An arm: who sends the calls, at what distance."""
-
-    client: Client
-    round_trip: float = 0.0
-    engines: int = ENGINES
-
-    def run(self, jobs: Sequence[Job], model: EngineModel) -> list[Turn]:
-        """All jobs, to the end. A waiting client's must be in stages."""
-        waits = self.client is not Client.MYNA
-        cluster = Cluster(model, self.engines, Policies.none(prefixes=True) if waits else Policies())
-        if self.client is Client.UNCACHED:
-            for worker, engine in cluster.engines.items():
-                cluster.engines[worker] = Uncached(engine.model, engine.at, engine.finished)
-        turns = cluster.run([self._seen(job) for job in jobs])
-        assert not cluster.failures, cluster.failures[:3]
-        return turns
-
-    def seconds(self, turn: Turn) -> float:
-        """Of a job, with the way there and back."""
-        assert turn.ended is not None
-        return turn.ended - turn.asked + self.round_trip
-
-    def _seen(self, job: Job) -> Job:
-        """A job as this client sends it: Myna's at once, unless it has pauses, others stage by stage."""
-        if self.client is Client.MYNA and not any(stage.think for stage in job.stages):
-            whole = [c for stage in job.stages for c in stage.calls]
-            return replace(job, stages=[Stage(whole, job.stages[-1].wants)])
-        late = 0.0 if self.client is Client.MYNA else self.round_trip  # Myna's tools are agents beside it
-        return replace(job, stages=[replace(s, think=s.think + late if n else 0.0) for n, s in enumerate(job.stages)])
 
 
 def gpts(rate: float, seconds: float, seed: int) -> list[Job]:
@@ -127,15 +92,15 @@ def agents(seed: int, count: int = 12, turns: int = 40, context: int = 12_000) -
     return jobs
 
 
-def highest_rate(arm: Simulation, model: EngineModel, seconds: float, seed: int) -> float:
+def highest_rate(simulation: Simulation, model: EngineModel, seconds: float, seed: int) -> float:
     """Requests a second up to which the mean time a token stays within `BOUND`, to 2 %."""
 
     def holds(rate: float) -> bool:
-        turns = arm.run(gpts(rate, seconds, seed), model)
-        taken = [arm.seconds(turn) / turn.job.outputs["a"] for turn in turns]
+        turns = simulation.run(gpts(rate, seconds, seed), model)
+        taken = [simulation.seconds(turn) / turn.job.outputs["a"] for turn in turns]
         return sum(taken) / len(taken) <= BOUND
 
-    low, high = 8.0, 16.0
+    low, high = 1.0, 16.0
     while holds(high) and high < 1000:
         low, high = high, 2 * high
     while high / low > 1.02:
@@ -144,42 +109,70 @@ def highest_rate(arm: Simulation, model: EngineModel, seconds: float, seed: int)
     return low
 
 
+def most_gpts(model: EngineModel, seconds: float) -> float:
+    """The highest rate that anybody could serve within `BOUND`, were all prompts for nothing and requests a fluid: engines draw
+    at best with `n` sequences each; what they don't keep up with waits, in the longest answers, for these bear it best. Infinite,
+    where so few `seconds` pass that all of it may wait."""
+    outputs = [output for _, _, output in GPTS]
+    mean, own, longest = sum(outputs) / len(outputs), sum(o * o for o in outputs) / sum(outputs) / 2, max(outputs)
+
+    def rate(n: int) -> float:
+        step = model.step(n, n * own)
+        drawn, spare = ENGINES * n / step, (BOUND - step) * 2 * longest**2 / seconds
+        if spare < 0:
+            return 0.0
+        return drawn / (mean - spare) if spare < mean else math.inf
+
+    return max(rate(n) for n in range(1, model.sequences + 1))
+
+
 def compare(
     name: str,
     measure: Callable[[Simulation], float],
     to_a: float | None,
     to_b: float | None,
+    most: float,
     *,
     higher: bool,
     unit: str,
     engines: int = ENGINES,
 ) -> list[Row]:
-    """The ratios of one figure, and the figure of each arm."""
-    arms = [Simulation(c, r, engines) for c in Client for r in (0.0, ROUND_TRIP)]
-    found = {arm: measure(arm) for arm in arms}
+    """The ratios of one figure, and the figure of each arm. `most`: the figure that anybody could reach at most, at no
+    distance."""
+    found = {arm: measure(Simulation(arm, engines)) for arm in (*ARMS, TODAY)}
     rows = []
-    for client, round_trip, target in ((Client.UNCACHED, ROUND_TRIP, to_a), (Client.CACHED, 0.0, to_b)):
-        theirs, ours = (found[Simulation(c, round_trip, engines)] for c in (client, Client.MYNA))
-        made = row(
-            name,
-            f"{1000 * round_trip:.0f} ms ratio to {client}",
-            "x",
-            "higher",
-            [ours / theirs if higher else theirs / ours],
-            target,
-        )
-        rows.append(replace(made, baselines={f"{client}": theirs, "Myna": ours}))
-    for arm, value in found.items():
-        metric = f"{arm.client}, {1000 * arm.round_trip:.0f} ms"
+    for baseline, mine, target in ((PLAIN_FAR, MYNA_FAR, to_a), (CACHED, MYNA, to_b), (TODAY, MYNA, None)):
+        theirs, ours = found[baseline], found[mine]
+        who, _, distance = str(baseline).rpartition(", ")
+        value, best = (ours / theirs, most / theirs) if higher else (theirs / ours, theirs / (most + mine.round_trip))
+        made = row(name, f"{distance} ratio to {who}", "x", "higher", [value], target)
         rows.append(
-            row(f"{name}: simulated, engines: {engines}", metric, unit, "higher" if higher else "lower", [value])
+            replace(made, baselines={str(baseline): theirs, str(mine): ours}, floor=best if best < math.inf else None)
         )
-    return rows
+    return rows + [
+        row(f"{name}: simulated, engines: {engines}", str(arm), unit, "higher" if higher else "lower", [value])
+        for arm, value in found.items()
+    ]
+
+
+def on_one(experiment: Experiment, model: EngineModel, policies: Sequence[str]) -> Iterator[Row]:
+    """An experiment on one modelled engine: its ratios, and Myna's seconds with each policy switched off in turn."""
+    words = made_words(WORDS)
+    taken = {arm: [perform(experiment, arm, words, model)] for arm in ARMS}
+    soonest = floors.outcomes(experiment.loads(words), floors.Speed(model.alone, model.prefill))
+    rows = rows_of(experiment, taken, soonest)
+    ours = experiment.measure(taken[MYNA][0])
+    for policy in policies:
+        arm = Arm(Client.MYNA, switches=all_but(policy))
+        theirs = experiment.measure(perform(experiment, arm, words, model))
+        made = row(experiment.name, f"0 ms ratio to Myna without {policy}", "x", "higher", [theirs / ours])
+        rows.append(replace(made, baselines={str(arm): theirs, str(MYNA): ours}))
+    yield from (replace(made, case=f"simulated, one engine: {made.case}") for made in rows)
 
 
 def fit_errors(model: EngineModel) -> list[Row]:
     """How far the model is from each measured step, in per cent; steps under a shared prefix were not fitted to."""
-    points = points_of(json.loads(RECORD.read_text())["rows"])
+    points = points_of(json.loads(floors.RECORD.read_text())["rows"])
     seen = {point.name: "fitted" if point.seen else "not fitted" for point in points}
     return [
         row("the fit's error", f"{name} ({seen[name]})", "%", "lower", [100 * abs(error)])
@@ -189,46 +182,55 @@ def fit_errors(model: EngineModel) -> list[Row]:
 
 def _taken(
     make: Callable[[int], list[Job]], kind: str, *, worst: bool, model: EngineModel, seeds: Sequence[int]
-) -> Callable[[Simulation], float]:
-    """Seconds of the jobs of a kind: their mean, or the 99th percentile."""
+) -> tuple[Callable[[Simulation], float], float]:
+    """How the seconds of the jobs of a kind are measured, their mean or the 99th percentile; and what they would be, were each
+    job alone on the engines."""
 
-    def measure(arm: Simulation) -> float:
-        taken = [s + arm.round_trip for seed in seeds for s in of_kind(arm.run(make(seed), model), kind)]
+    def figure(taken: list[float]) -> float:
         return percentile(taken, 0.99) if worst else sum(taken) / len(taken)
 
-    return measure
+    def measure(simulation: Simulation) -> float:
+        distance = simulation.arm.round_trip
+        return figure([s + distance for seed in seeds for s in of_kind(simulation.run(make(seed), model), kind)])
+
+    return measure, figure([alone(job, model) for seed in seeds for job in make(seed) if job.kind == kind])
 
 
-def simulate(model: EngineModel, *, quick: bool = False) -> list[Row]:
-    """Every case."""
-    seconds, seeds = (15.0, (0,)) if quick else (120.0, (0, 1, 2))
-    rows = fit_errors(model)
+def on_four(model: EngineModel, seconds: float, seeds: Sequence[int]) -> Iterator[Row]:
+    """What the paper measured on four GPUs."""
     for documents in (9, 120):
         name = f"mixed on four engines, {documents} map-reduce jobs"
 
         def make(seed: int, documents: int = documents) -> list[Job]:
             return mixed(seed, documents=documents)
 
-        def chats(seed: int) -> list[Job]:
-            return mixed(seed, documents=0)
-
-        chat, whole = (
-            _taken(make, k, worst=w, model=model, seeds=seeds) for k, w in (("chat", True), ("map-reduce", False))
-        )
-        rows += compare(f"{name}, chat p99", chat, 5.5, 1.5, higher=False, unit="s")
-        rows += compare(f"{name}, mean", whole, 1.0, 0.98, higher=False, unit="s")
-        least = _taken(chats, "chat", worst=True, model=model, seeds=seeds)(Simulation(Client.MYNA))
-        rows.append(row(f"{name}, chat p99", "chats alone, 0 ms", "s", "lower", [least]))
-    rows += compare(
-        "coding agent, 40 turns, on one engine; mean",
-        _taken(agents, "agent", worst=False, model=replace(model, tokens=150_000), seeds=seeds),
-        None, 1.5, higher=False, unit="s", engines=1,
-    )  # fmt: skip
-    return rows + compare(
+        measure, most = _taken(make, "chat", worst=True, model=model, seeds=seeds)
+        yield from compare(f"{name}, chat p99", measure, 5.5, 1.5, most, higher=False, unit="s")
+        measure, most = _taken(make, "map-reduce", worst=False, model=model, seeds=seeds)
+        yield from compare(f"{name}, mean", measure, 1.0, 0.98, most, higher=False, unit="s")
+    yield from compare(
         f"four GPTs, rate within 20 ms a token over {seconds:.0f} s",
-        lambda arm: highest_rate(arm, model, seconds, 0),
-        12.0, 2.0, higher=True, unit="requests/s",
+        lambda simulation: highest_rate(simulation, model, seconds, 0),
+        12.0, 2.0, most_gpts(model, seconds), higher=True, unit="requests/s",
     )  # fmt: skip
+
+
+def undeclared(model: EngineModel, seeds: Sequence[int]) -> list[Row]:
+    """Coding agents whose next turn nobody knows before it is asked for."""
+    model = replace(model, tokens=150_000)
+    measure, most = _taken(agents, "agent", worst=False, model=model, seeds=seeds)
+    name = "coding agent, 40 turns that nobody declares; mean"
+    return compare(name, measure, None, 1.5, most, higher=False, unit="s", engines=1)
+
+
+def simulate(model: EngineModel, *, quick: bool = False) -> list[Row]:
+    """Every case."""
+    policies = [f.name for f in fields(Policies) if isinstance(f.default, bool)]
+    rows = fit_errors(model)
+    for experiment in EXPERIMENTS[Scale.GPU]:
+        rows += on_one(experiment, model, () if quick else policies)
+    rows += undeclared(model, (0,) if quick else (0, 1, 2))
+    return rows + list(on_four(model, 15.0 if quick else 120.0, (0,) if quick else (0, 1, 2)))
 
 
 def main() -> None:

@@ -83,15 +83,15 @@ def poisson(rate: float, seed: str, end: float) -> list[float]:
 # --- The experiments, of any size -------------------------------------------------------------------------------------
 
 
-def chain(size: Chain) -> Experiment:
+def chain(size: Chain, name: str = "chain summary", to_a: float = 1.38) -> Experiment:
     """A chain by itself."""
     return Experiment(
-        "chain summary",
+        name,
         str(size),
         lambda words: [Load("chain", size.application(words))],
         mean("chain"),
         "completion",
-        1.38,
+        to_a,
         1.05,
     )
 
@@ -110,27 +110,27 @@ def loaded_chain(size: Chain, rate: float, prompt: int = 512, output: int = 50, 
     return Experiment("chain under load", sizes, loads, mean("chain"), "completion", 2.4)
 
 
-def many_chains(size: Chain, chains: int, name: str = "many chains") -> Experiment:
+def many_chains(size: Chain, chains: int, name: str = "many chains", to_a: float = 1.7) -> Experiment:
     """Chains that begin together."""
 
     def loads(words: Words) -> list[Load]:
         return [Load("chain", size.application(words.seeded(f"{words.seed} {n}"))) for n in range(chains)]
 
     return Experiment(
-        name, f"{chains} chains, {size}", loads, mean("chain"), "mean completion", 1.7, 1.3,
+        name, f"{chains} chains, {size}", loads, mean("chain"), "mean completion", to_a, 1.3,
         also=(("last completion", lambda outcomes: max(o.run.seconds for o in outcomes), None),),
     )  # fmt: skip
 
 
-def map_reduce(size: MapReduce) -> Experiment:
+def map_reduce(size: MapReduce, name: str = "map-reduce", to_a: float = 2.4) -> Experiment:
     """One document."""
     return Experiment(
-        "map-reduce",
+        name,
         str(size),
         lambda words: [Load("map-reduce", size.application(words))],
         mean("map-reduce"),
         "completion",
-        2.4,
+        to_a,
         1.2,
     )
 
@@ -149,15 +149,15 @@ def many_map_reduces(size: MapReduce, documents: int, apart: float) -> Experimen
     )  # fmt: skip
 
 
-def copilot(size: Copilot) -> Experiment:
+def copilot(size: Copilot, name: str = "copilot", to_a: float = 2.4) -> Experiment:
     """All users at once."""
     return Experiment(
-        "copilot",
+        name,
         str(size),
         lambda words: [Load("copilot", size.application(words))],
         mean("copilot"),
         "completion of all",
-        2.4,
+        to_a,
         1.6,
     )
 
@@ -202,7 +202,7 @@ def mixed(
     )
 
 
-def coding_agents(size: CodingAgent, agents: int, memory: int) -> Experiment:
+def coding_agents(size: CodingAgent, agents: int, memory: int, name: str = "coding agent") -> Experiment:
     """Agents whose contexts don't fit the memory all at once."""
 
     def loads(words: Words) -> list[Load]:
@@ -211,7 +211,7 @@ def coding_agents(size: CodingAgent, agents: int, memory: int) -> Experiment:
         ]
 
     return Experiment(
-        "coding agent",
+        name,
         f"{agents} agents, {size}, {memory} tokens of KV",
         loads,
         mean("agent"),
@@ -245,7 +245,7 @@ def best_of(size: BestOf) -> Experiment:
 _CHATS = ((100, 800), (50, 300))
 
 EXPERIMENTS: dict[Scale, tuple[Experiment, ...]] = {
-    Scale.GPU: (
+    Scale.GPU: (  # The issue's first, then the paper's other sizes, each with its ratio there.
         chain(Chain(10)),
         map_reduce(MapReduce(32)),
         many_chains(Chain(4, 2048), 25),
@@ -261,7 +261,20 @@ EXPERIMENTS: dict[Scale, tuple[Experiment, ...]] = {
         team(Team(4, code=250, review=60)),
         team(Team(8, code=250, review=60)),
         team(Team(12, code=250, review=60)),
-        many_chains(Chain(4, 2048), 10, "many chains, 10"),
+        *(
+            many_chains(Chain(4, 2048), n, f"many chains, {n}", to_a)
+            for n, to_a in ((10, 1.38), (15, 1.52), (20, 1.63))
+        ),
+        *(
+            chain(Chain(10, output=n), f"chain summary, output {n}", to_a)
+            for n, to_a in ((25, 1.38), (75, 1.14), (100, 1.11))
+        ),
+        *(
+            map_reduce(MapReduce(32, output=n), f"map-reduce, output {n}", to_a)
+            for n, to_a in ((25, 1.7), (75, 2.22), (100, 2.37))
+        ),
+        *(copilot(Copilot(n), f"copilot, {n} requests", to_a) for n, to_a in ((8, 1.76), (16, 2.37), (32, 2.4))),
+        coding_agents(CodingAgent(40, 12_000), 12, 150_000, "coding agent, 40 turns"),
     ),
     Scale.CPU: (
         chain(Chain(5, 192, 16)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from myna.actors.messages import (
@@ -216,9 +216,11 @@ class Cluster:
                 self._value(client, name, job.given[name], Usage(), now)
         # What is asked for is said first: calls run as soon as they are submitted, and their need should be known then.
         self._log(client, Want(variables=stage.wants, objective=job.objective), now)
-        calls = tuple(stage.calls)
+        self._send(client, stage.calls, now)
+
+    def _send(self, client: Client, calls: Sequence[ModelCall], now: float) -> None:
         for start in range(0, len(calls), 500):
-            self._log(client, Submit(calls=calls[start : start + 500]), now)
+            self._log(client, Submit(calls=tuple(calls[start : start + 500])), now)
 
     def _value(self, client: Client, name: str, tokens: int, usage: Usage, now: float) -> None:
         client.values[name] = tokens
