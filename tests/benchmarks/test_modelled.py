@@ -28,7 +28,9 @@ def took(experiment: Experiment, arm: Arm) -> float:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "levels"), [(chain(Chain(5, 100, 6)), 5), (map_reduce(MapReduce(4, 100, 6)), 2)], ids=str
+    ("experiment", "levels"),
+    [(chain(Chain(5, 100, 6)), 5), (map_reduce(MapReduce(4, 100, 6)), 2)],
+    ids=["chain", "map-reduce"],
 )
 def test_a_waiting_client_pays_the_way_for_each_call_that_waits_for_another_and_myna_once(
     experiment: Experiment, levels: int
