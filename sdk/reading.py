@@ -1,4 +1,4 @@
-"""The shell around `reader`: subscriptions, direct gets and one timer, for all readers of one session."""
+"""The shell around `readers`: subscriptions, direct gets and one timer, for all readers of one session."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import structlog
 from myna.actors import codec, subjects
 from myna.actors.bus import Bus, BusError, Delivery, Subscription
 from myna.actors.messages import Chunk, Close, ErrorCode, Failure, LogEntry, Outcome, SessionId, Tenant, Value, VarId
-from myna.sdk import reader
 from myna.sdk.errors import StreamBroken
+from myna.sdk.readers import Lost, Tick, chunks, values
+from myna.sdk.readers.chunks import ChunkEvent
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +52,7 @@ class Reading:
         self._session = session
         self._audience = audience
         self._tasks = tasks
-        self._core = reader.ValueReader(listens=False)
+        self._core = values.ValueReader(listens=False)
         self._subscriptions: dict[VarId | None, Subscription] = {}
         self._desired: set[VarId | None] = set()
         self._syncing: set[VarId | None] = set()
@@ -67,19 +68,19 @@ class Reading:
         """Subscribe to all values of the session; what is made after this returns is fresh. Raises `BusError`."""
         self._desired.add(None)
         await self._listen(None)
-        self._feed(reader.Listening(None, self._loop.time()))
+        self._feed(values.Listening(None, self._loop.time()))
 
     def want(self, variable: VarId, *, fresh: bool) -> None:
         """Somebody waits for `variable`."""
-        self._feed(reader.Wanted(variable, self._loop.time(), fresh))
+        self._feed(values.Wanted(variable, self._loop.time(), fresh))
 
     def unwant(self, variable: VarId) -> None:
         """Nobody waits for `variable` any more."""
-        self._feed(reader.Unwanted(variable))
+        self._feed(values.Unwanted(variable))
 
     def lost(self) -> None:
         """Messages may have been lost."""
-        self._feed(reader.Lost(self._loop.time()))
+        self._feed(Lost(self._loop.time()))
         for notify in self._streams:
             notify()
 
@@ -94,23 +95,23 @@ class Reading:
 
     # --- values ---
 
-    def _feed(self, event: reader.ValueEvent) -> None:
+    def _feed(self, event: values.ValueEvent) -> None:
         if self.closed:
             return
         for command in self._core.handle(event):
             match command:
-                case reader.Listen(variable):
+                case values.Listen(variable):
                     self._desired.add(variable)
                     self._start(self._sync(variable))
-                case reader.Unlisten(variable):
+                case values.Unlisten(variable):
                     self._desired.discard(variable)
                     self._start(self._sync(variable))
-                case reader.Get(variable):
+                case values.Get(variable):
                     self._gets.append(variable)
                     self._start_getter()
-                case reader.Probe():
+                case values.Probe():
                     self._start(self._probe())
-                case reader.GiveUp(variable):
+                case values.GiveUp(variable):
                     self._audience.give_up(variable)
         self._arm()
 
@@ -130,7 +131,7 @@ class Reading:
 
     def _tick(self) -> None:
         self._timer = None
-        self._feed(reader.Tick(self._loop.time()))
+        self._feed(Tick(self._loop.time()))
 
     async def _sync(self, variable: VarId | None) -> None:
         """Make the subscription be there, or not, as was last asked for."""
@@ -148,7 +149,7 @@ class Reading:
         finally:
             self._syncing.discard(variable)
         if variable in self._desired:
-            self._feed(reader.Listening(variable, self._loop.time()))
+            self._feed(values.Listening(variable, self._loop.time()))
 
     async def _listen(self, variable: VarId | None) -> None:
         name = (
@@ -176,7 +177,7 @@ class Reading:
                 code=ErrorCode.ENGINE_ERROR, message=f"its value can't be read: {error}", variable=variable
             )
         self._audience.deliver(variable, outcome)
-        self._feed(reader.Found(variable))
+        self._feed(values.Found(variable))
 
     def _start_getter(self) -> None:
         if self._getters < MOST_GETS:
@@ -194,10 +195,10 @@ class Reading:
         try:
             stored = await self._bus.get(subjects.VALUES, subjects.write(self._tenant, self._session, variable))
         except BusError:
-            self._feed(reader.Missing(variable, self._loop.time(), answered=False))
+            self._feed(values.Missing(variable, self._loop.time(), answered=False))
             return
         if stored is None:
-            self._feed(reader.Missing(variable, self._loop.time()))
+            self._feed(values.Missing(variable, self._loop.time()))
         else:
             self._found(variable, stored.data)
 
@@ -210,7 +211,7 @@ class Reading:
         if last is not None:
             self._absent_since = None
         if ended:
-            self._feed(reader.Gone(self._loop.time()))
+            self._feed(values.Gone(self._loop.time()))
 
     def _is_absent(self) -> bool:
         """Whether the log has been absent for so long that it is purged, not just unknown to a replica that is behind."""
@@ -226,24 +227,24 @@ class Reading:
     ) -> AsyncGenerator[str, None]:
         """The text of `variable`, piece by piece. `ended` is given a callback for the variable's end. Ends without an
         error also where the variable has failed: its reader looks at the outcome. Raises `StreamBroken`."""
-        core, arrivals = reader.ChunkReader(), _Arrivals()
+        core, arrivals = chunks.ChunkReader(), _Arrivals()
         self._streams.add(arrivals.lost)
         subscription = await self._subscribe_chunks(variable, arrivals)
-        ended(lambda outcome: arrivals.put(reader.Ended(outcome)))
-        arrivals.put(reader.Subscribed())
+        ended(lambda outcome: arrivals.put(chunks.Ended(outcome)))
+        arrivals.put(chunks.Subscribed())
         try:
             while not core.finished:
                 for command in core.handle(await arrivals.get(core.due)):
                     match command:
-                        case reader.Deliver(text):
+                        case chunks.Deliver(text):
                             yield text
-                        case reader.GetChunk(n):
+                        case chunks.GetChunk(n):
                             arrivals.put(await self._get_chunk(variable, n))
-                        case reader.Finish(complete=False, outcome=Value()) | reader.Finish(torn=True):
+                        case chunks.Finish(complete=False, outcome=Value()) | chunks.Finish(torn=True):
                             raise StreamBroken(
                                 f"the stream of {variable!r} does not lead to its value: await the value"
                             )
-                        case reader.Finish():
+                        case chunks.Finish():
                             return
         finally:
             self._streams.discard(arrivals.lost)
@@ -255,7 +256,7 @@ class Reading:
             n = subjects.parse(delivery.subject).chunk
             chunk = _chunk(delivery.data)
             if n is not None and chunk is not None:
-                arrivals.put_live(reader.Came(n, chunk))
+                arrivals.put_live(chunks.Came(n, chunk))
 
         name = subjects.read_chunks(self._tenant, self._session, variable)
         try:
@@ -264,14 +265,14 @@ class Reading:
             _log.warning("subscription_failed", session=self._session, variable=variable, error=str(error))
             return None
 
-    async def _get_chunk(self, variable: VarId, n: int) -> reader.ChunkEvent:
+    async def _get_chunk(self, variable: VarId, n: int) -> ChunkEvent:
         name = subjects.write_chunk(self._tenant, self._session, variable, n)
         try:
             stored = await self._bus.get(subjects.CHUNKS, name)
         except BusError:
-            return reader.NoChunk(n, self._loop.time(), answered=False)
+            return chunks.NoChunk(n, self._loop.time(), answered=False)
         chunk = _chunk(stored.data) if stored is not None else None
-        return reader.NoChunk(n, self._loop.time()) if chunk is None else reader.Came(n, chunk, asked=True)
+        return chunks.NoChunk(n, self._loop.time()) if chunk is None else chunks.Came(n, chunk, asked=True)
 
 
 class _Arrivals:
@@ -280,14 +281,14 @@ class _Arrivals:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[reader.ChunkEvent] = asyncio.Queue()
+        self._queue: asyncio.Queue[ChunkEvent] = asyncio.Queue()
         self._dropped = False
 
-    def put(self, event: reader.ChunkEvent) -> None:
+    def put(self, event: ChunkEvent) -> None:
         """Something that must not be dropped."""
         self._queue.put_nowait(event)
 
-    def put_live(self, came: reader.Came) -> None:
+    def put_live(self, came: chunks.Came) -> None:
         """A chunk as it is published."""
         if self._queue.qsize() >= MOST_UNREAD:
             self._dropped = True
@@ -300,11 +301,11 @@ class _Arrivals:
         if self._queue.empty():  # he may be waiting
             self.put(self._lost())
 
-    def _lost(self) -> reader.Lost:
+    def _lost(self) -> Lost:
         self._dropped = False
-        return reader.Lost(self._loop.time())
+        return Lost(self._loop.time())
 
-    async def get(self, due: float | None) -> reader.ChunkEvent:
+    async def get(self, due: float | None) -> ChunkEvent:
         """The next event: a tick if none comes before `due`."""
         if self._dropped and self._queue.empty():
             return self._lost()
@@ -312,7 +313,7 @@ class _Arrivals:
             async with asyncio.timeout_at(due):
                 return await self._queue.get()
         except TimeoutError:
-            return reader.Tick(self._loop.time())
+            return Tick(self._loop.time())
 
 
 def _chunk(data: bytes) -> Chunk | None:

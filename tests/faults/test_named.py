@@ -14,7 +14,7 @@ import pytest
 
 from myna.actors.scheduler import attempts
 from myna.actors.scheduler.shell import Scheduler
-from myna.sdk.reader import ChunkCommand, ChunkReader
+from myna.sdk.readers.chunks import ChunkCommand, ChunkReader
 from tests.faults.play import perform
 
 

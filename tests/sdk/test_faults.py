@@ -57,9 +57,9 @@ def make_flaky(bus: Bus, chance: random.Random, monkeypatch: pytest.MonkeyPatch,
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short back-off: what takes seconds on a bad network takes milliseconds here."""
-    monkeypatch.setattr("myna.sdk.reader.FIRST_GET", 0.001)
-    monkeypatch.setattr("myna.sdk.reader.BACK_OFF", 0.001)
-    monkeypatch.setattr("myna.sdk.reader.LONGEST_BACK_OFF", 0.01)
+    monkeypatch.setattr("myna.sdk.readers.values.FIRST_GET", 0.001)
+    monkeypatch.setattr("myna.sdk.readers.BACK_OFF", 0.001)
+    monkeypatch.setattr("myna.sdk.readers.LONGEST_BACK_OFF", 0.01)
 
 
 @pytest.mark.usefixtures("quick")

@@ -449,7 +449,7 @@ async def test_an_unreadable_value_is_a_failure_not_a_wait(network: Network) -> 
 async def test_a_value_whose_message_was_lost_is_found(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     bus, writer = await network.bus(), await network.bus()
     await bus.ensure(subjects.STREAMS)
-    monkeypatch.setattr("myna.sdk.reader.FIRST_GET", 0.01)
+    monkeypatch.setattr("myna.sdk.readers.values.FIRST_GET", 0.01)
 
     async def drop(_: Any) -> None:
         pass
@@ -513,7 +513,7 @@ async def test_values_that_come_by_themselves_cost_one_subscription_and_no_get(
             return original(*args, **options)
 
         monkeypatch.setattr(bus, name, counted)
-    monkeypatch.setattr("myna.sdk.reader.FIRST_GET", 60.0)
+    monkeypatch.setattr("myna.sdk.readers.values.FIRST_GET", 60.0)
     async with Client(bus=bus).session() as session:
         assert await session.gather(*(ask(f"{i}") for i in range(200))) == [ANSWER] * 200
     assert calls == ["subscribe"]
