@@ -2,6 +2,10 @@
 
 Law: a step is as long as those who wait for its end can bear. A token of each output comes on top: what is left of a prompt
 after a step that outputs shortened would cost a whole step more.
+
+Outputs that go before the prompts that wait hold these back, where that pays. They would end sooner, by the prompts that are
+computed only when they have ended; the prompts would be later by all those steps, which they could have shared. So it pays beside
+many outputs that will soon have ended; and never beside one that will last until the prompts are done anyway.
 """
 
 from __future__ import annotations
@@ -16,6 +20,10 @@ _TILES_ALONE = 4
 """Of a step that computes for nobody alone. On a GPU 256 tokens take half as long again as one."""
 
 
+_WORTH = 2.0
+"""What outputs gain must be so many times what prompts lose: whoever is held back is so again at the next of its prompts."""
+
+
 class Budget:
     """Of one step. `running`, `waiting`: all programs, the most important first."""
 
@@ -23,7 +31,7 @@ class Budget:
         self._lead = next((program.key[:2] for program in running if program.work == 1), None)
         """Priority and order of the first program that draws in the step."""
         self._left = (limits.mixed_tokens if self._lead is not None else None) or limits.step_tokens
-        self._withheld = max(self._left - (limits.leading_tokens or self._left), 0)
+        self._withheld = self._left - _held_to(limits, self._left, self._lead, running, waiting)
         """What those who come after that one have less."""
         self._ahead = _ahead(limits.ahead_tokens, running, waiting)
         """What is left for nobody; None: no bound."""
@@ -46,6 +54,34 @@ class Budget:
     def _left_for(self, program: Program) -> int:
         follows = self._lead is not None and self._lead < program.key[:2]
         return self._left - self._withheld if follows else self._left
+
+
+def pays(left: Sequence[float], prompts: Sequence[float], held_to: float, most: float, worth: float) -> bool:
+    """Whether outputs that have so many tokens `left` each should hold back these prompts, to `held_to` tokens a step instead of
+    `most`. `worth`: tokens of prompts that take as long as a step by itself."""
+    waiting = sum(prompts)
+    gained = sum(max(min(waiting, n * most) - n * held_to, 0) for n in left)
+    return gained * len(left) > _WORTH * len(prompts) * sum(left) * worth
+
+
+def _held_to(
+    limits: BatchLimits,
+    most: int,
+    lead: tuple[int, float] | None,
+    running: Sequence[Program],
+    waiting: Sequence[Program],
+) -> int:
+    """Tokens that a step may compute of prompts that come after the first who draws."""
+    if lead is None or limits.leading_tokens is None or limits.leading_tokens >= most:
+        return most
+    looked_at = (*running, *waiting[-limits.max_sequences :])
+    behind = [p for p in looked_at if lead < p.key[:2] and p.work > 1 and not _for_nobody(p)]
+    if not behind:
+        return most
+    first = min(p.key[:2] for p in behind)
+    left = [p.room - len(p.context.tokens) for p in running if p.work == 1 and p.key[:2] < first]
+    held = pays(left, [p.work for p in behind], limits.leading_tokens, most, limits.worth_tokens)
+    return limits.leading_tokens if held else most
 
 
 def _for_nobody(program: Program) -> bool:

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: the median and the 10th and 90th percentile of its runs. `target` is the issue's."""
+    """One figure: the median and the 10th and 90th percentile of its runs. `target` is the issue's. `note`: what a reader should
+    know of it, such as why it is worse than another's."""
 
     case: str
     metric: str
@@ -29,6 +30,7 @@ class Row:
     same_run: bool = True
     floor: float | None = None
     target: float | None = None
+    note: str = ""
 
     @property
     def met(self) -> bool | None:
@@ -53,6 +55,8 @@ def show(rows: list[Row]) -> None:
         mark = {True: "met", False: "MISSED", None: ""}[r.met]
         others = "  ".join(f"{name} {value:.4g}" for name, value in r.baselines.items())
         print(f"{r.case[:44]:44} {r.metric[:30]:30} {r.value:12.4g} {r.unit:8} {target:>10} {mark:7} {others}")
+        if r.note:
+            print(f"    {r.note}")
 
 
 def write(path: Path, name: str, rows: list[Row], packages: tuple[str, ...] = (), device: str | None = None) -> None:
@@ -65,7 +69,7 @@ def write(path: Path, name: str, rows: list[Row], packages: tuple[str, ...] = ()
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **_source(),
         "versions": {"python": platform.python_version()} | {p: v for p in packages if (v := _version(p))},
-        "rows": [asdict(r) for r in rows],
+        "rows": [{name: value for name, value in asdict(r).items() if name != "note" or value} for r in rows],
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -194,18 +194,23 @@ def test_what_is_computed_ahead_is_hastened_when_a_call_needs_it() -> None:
     assert not clock.engine.ahead
 
 
-def test_prompts_are_computed_in_the_order_that_was_given_and_bounded_beside_what_goes_before_them() -> None:
-    took = {}
+@pytest.mark.parametrize(("draw", "held"), [(30, True), (1, False)], ids=["many", "one"])
+def test_prompts_are_computed_in_their_order_and_held_back_beside_many_outputs_that_go_before_them(
+    draw: int, held: bool
+) -> None:
+    took, ended = {}, {}
     for leading in (None, 100):
         clock = Clock(replace(MODEL, leading=leading))
-        clock.engine.submit(replace(request("draws", ("p", 10), output=900), order=1.0), 0.0)
+        for n in range(draw):
+            clock.engine.submit(replace(request(f"draws {n}", ("p", 10), output=50), order=1.0), 0.0)
         for name, order in (("late", 3.0), ("early", 2.0)):
-            prompt = replace(request(name, (name, 500), output=1), order=order)
+            prompt = replace(request(name, (name, 3000), output=1), order=order)
             clock.at(0.1, partial(clock.engine.submit, prompt))
         clock.run()
-        assert list(clock.done) == ["early", "late", "draws"]
-        took[leading] = clock.done["late"] - 0.1
-    assert took[100] > took[None] + 7 * MODEL.alone
+        assert clock.done["early"] < clock.done["late"]
+        took[leading], ended[leading] = clock.done["late"], clock.done["draws 0"]
+    assert (took[100] > took[None] + 10 * MODEL.base) == held
+    assert (ended[100] < ended[None] - 1000 * MODEL.prefill) == held
 
 
 def test_memory_is_bounded_and_what_was_used_least_recently_goes_first() -> None:

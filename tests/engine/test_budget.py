@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 
+from myna.engine.budget import pays
 from myna.engine.interface import BatchLimits
 from myna.engine.request import RequestId
 from tests.engine.driving import Said, ask, drain, greedy
@@ -67,17 +70,39 @@ def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None
     assert machine.stats().computed_tokens == 16 + 20
 
 
-@pytest.mark.parametrize(("order", "steps"), [(0.0, 2), (2.0, 2), (2.5, 6)], ids=["before it", "its equal", "after it"])
-def test_outputs_bound_the_steps_of_prompts_that_come_after_them(order: float, steps: int) -> None:
-    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 12, leading_tokens=4))
-    machine.submit(replace(ask("draws", [1, 2], greedy(20, ignore_eos=True)), order=2.0))
+@pytest.mark.parametrize(
+    ("order", "draws", "worth", "steps"),
+    [(0.0, 4, 0, 3), (2.0, 4, 0, 3), (2.5, 4, 0, 5), (2.5, 20, 0, 3), (2.5, 4, 5, 3)],
+    ids=["before it", "its equal", "after it", "done before it ends", "it would gain too little"],
+)
+def test_outputs_hold_back_prompts_that_come_after_them_where_that_pays(
+    order: float, draws: int, worth: int, steps: int
+) -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 12, leading_tokens=4, worth_tokens=worth))
+    machine.submit(replace(ask("draws", [1, 2], greedy(draws, ignore_eos=True)), order=2.0))
     machine.step()
-    machine.submit(replace(ask("prompt", [3] * 24, greedy(1)), order=order))
+    machine.submit(replace(ask("prompt", [3] * 36, greedy(1)), order=order))
     said = Said()
     for _ in range(steps):
         assert "prompt" not in said.done
         said.hear(machine.step())
     assert "prompt" in said.done
+
+
+@given(
+    left=st.lists(st.integers(1, 60), min_size=1, max_size=9),
+    prompts=st.lists(st.integers(2, 5000), min_size=1, max_size=9),
+    worth=st.integers(0, 300),
+)
+def test_prompts_are_held_back_the_less_the_more_of_them_lose_by_it_and_never_where_outputs_gain_nothing(
+    left: list[int], prompts: list[int], worth: int
+) -> None:
+    held = pays(left, prompts, 96, 4160, worth)
+    assert not (held and all(n * 96 >= sum(prompts) for n in left))
+    split = [half for prompt in prompts for half in (prompt / 2, prompt / 2)]
+    assert held or not pays(left, split, 96, 4160, worth)
+    assert held or not pays(left, prompts, 96, 4160, worth + 1)
+    assert pays(left * 100, prompts, 96, 4160, worth) or not held
 
 
 def test_a_step_computes_no_more_of_prompts_beside_outputs_than_those_who_wait_for_its_end_can_bear() -> None:

@@ -2,8 +2,8 @@
 
 Law: a step takes `base + slope x sequences + kv x tokens read + prefill x prompt tokens computed`, tokens that several sequences
 share being read once. Prompts are computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step
-beside the decoding, and `leading` beside calls that go before them; prefixes that nobody waits for only where there are no
-others, and as many tokens of them as outputs leave of a `TILE`, as our engine does.
+beside the decoding, and `leading` beside calls that go before them where that pays (`engine/budget.py`); prefixes that nobody
+waits for only where there are no others, and as many tokens of them as outputs leave of a `TILE`, as our engine does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from myna.actors.scheduler.policies.prefixes import Boundary
+from myna.engine.budget import pays
 
 HERE = Path(__file__).parent
 TILE = 64.0
@@ -46,6 +47,11 @@ class EngineModel:
     def alone(self) -> float:
         """A step of one sequence."""
         return self.base + self.slope
+
+    @property
+    def worth(self) -> float:
+        """Prompt tokens that take as long as a step takes by itself."""
+        return self.base / self.prefill
 
     def step(self, sequences: int, tokens: float, prompt: float = 0.0) -> float:
         """One step."""
@@ -213,7 +219,7 @@ class Engine:
     def _take_prompts(self) -> list[tuple[Request, float]]:
         room, taken = float(self.model.chunk), list[tuple[Request, float]]()
         lead = min((r.order for _, _, r in self.decoding), default=inf)
-        withheld = room - (self.model.leading or room)
+        withheld = self._withheld(lead)
         begun = [request for request in self.waiting if request.admitted]
         new = [request for request in self.waiting if not request.admitted]
         for request in [*begun, *new, *self.ahead]:
@@ -238,6 +244,16 @@ class Engine:
             if room <= 0:
                 break
         return taken
+
+    def _withheld(self, lead: float) -> float:
+        """Tokens of a step that are not for prompts of calls that come after the `lead`."""
+        model, behind = self.model, [request for request in self.waiting if request.order > lead]
+        if model.leading is None or not behind:
+            return 0.0
+        first = min(request.order for request in behind)
+        left = [last - self.clock for last, _, request in self.decoding if request.order < first]
+        prompts = [request.missing if request.admitted else request.prompt_tokens for request in behind]
+        return model.chunk - model.leading if pays(left, prompts, model.leading, model.chunk, model.worth) else 0.0
 
     def _ended(self, now: float) -> None:
         steps = self._jump[0] if self._jump else 1

@@ -282,7 +282,7 @@ WORKLOADS = (
 
 def work(job: Job, model: EngineModel) -> float:
     """Engine seconds that a job takes in full batches, if what its calls share is computed once."""
-    return sum(model.cost(new, context, sum(job.outputs[v] for v in made)) for made, new, context, _ in _sizes(job))
+    return sum(model.cost(new, context, sum(job.outputs[v] for v in made)) for made, new, context, _ in sizes(job))
 
 
 def alone(job: Job, model: EngineModel, engines: int = 4) -> float:
@@ -290,11 +290,11 @@ def alone(job: Job, model: EngineModel, engines: int = 4) -> float:
     whole."""
     ends: dict[str, float] = {}
     clock = 0.0
-    sizes = iter(_sizes(job))
+    measured = iter(sizes(job))
     for stage in job.stages:
         clock += stage.think if job.whole else 0.0
         for _ in stage.calls:
-            made, new, _, inputs = next(sizes)
+            made, new, _, inputs = next(measured)
             start = max((ends[v] for v in inputs if v in ends), default=clock)
             tokens = sum(job.outputs[v] for v in made)
             ends |= dict.fromkeys(made, max(start, clock) + new * model.prefill + tokens * model.alone)
@@ -302,7 +302,7 @@ def alone(job: Job, model: EngineModel, engines: int = 4) -> float:
     return max(clock, work(job, model) / engines)
 
 
-def _sizes(job: Job) -> Iterator[tuple[tuple[VarId, ...], float, float, list[str]]]:
+def sizes(job: Job) -> Iterator[tuple[tuple[VarId, ...], float, float, list[str]]]:
     """Of each call its outputs, the prompt tokens that no call of the job before it has computed (constants left out: they are
     shared by all jobs), those of its whole prompt, and its inputs."""
     known: set[tuple[str, ...]] = set()
