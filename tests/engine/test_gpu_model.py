@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 
@@ -12,37 +10,30 @@ from tests.engine.gpu_runs import (
     greedy_tokens_differ,
     padding_changes_nothing,
 )
-from tests.kernels.kernel_runs import process
+from tests.kernels.processes import Perform
 
 COUNT = 20 if torch.cuda.is_available() else 2
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Callable[..., object]]:
-    """Runs a measurement in a process with Triton's interpreter switched on where there is no GPU."""
-    with process(TRITON_INTERPRET="0" if torch.cuda.is_available() else "1") as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
-
-
 @pytest.mark.parametrize(("architecture", "fused"), [("llama", True), ("qwen2", True), ("gemma3_text", False)])
-def test_greedy_tokens_are_those_of_transformers(run: Callable[..., object], architecture: str, fused: bool) -> None:
-    assert run(greedy_tokens_differ, architecture, fused, COUNT) == ""
+def test_greedy_tokens_are_those_of_transformers(kernels: Perform, architecture: str, fused: bool) -> None:
+    assert kernels(greedy_tokens_differ, architecture, fused, COUNT) == ""
 
 
-def test_seeded_draws_are_the_same_alone_and_batched(run: Callable[..., object]) -> None:
-    assert run(draws_repeat_alone_and_batched)
+def test_seeded_draws_are_the_same_alone_and_batched(kernels: Perform) -> None:
+    assert kernels(draws_repeat_alone_and_batched)
 
 
-def test_requests_that_are_cancelled_or_give_way_leave_no_page_behind(run: Callable[..., object]) -> None:
-    assert run(cancelling_and_preempting_leaves_nothing_behind)
+def test_requests_that_are_cancelled_or_give_way_leave_no_page_behind(kernels: Perform) -> None:
+    assert kernels(cancelling_and_preempting_leaves_nothing_behind)
 
 
-def test_a_step_that_draws_nothing_leaves_its_keys_and_values_behind(run: Callable[..., tuple[float, float]]) -> None:
-    silent, nothing = run(a_silent_step_matters)
+def test_a_step_that_draws_nothing_leaves_its_keys_and_values_behind(kernels: Perform) -> None:
+    silent, nothing = kernels(a_silent_step_matters)
     assert silent < 1e-5
     assert nothing > 1e-3
 
 
 @pytest.mark.parametrize("bucket", [4, 8], ids=["a draw for each", "fewer draws than tokens"])
-def test_a_padded_step_gives_what_an_unpadded_one_does(run: Callable[..., float], bucket: int) -> None:
-    assert run(padding_changes_nothing, bucket) < 1e-5
+def test_a_padded_step_gives_what_an_unpadded_one_does(kernels: Perform, bucket: int) -> None:
+    assert kernels(padding_changes_nothing, bucket) < 1e-5

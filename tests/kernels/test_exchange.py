@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.kernels.compiling import compile_exchange
 from tests.kernels.exchange_runs import CALLS, exchange_side
 from tests.kernels.kernel_runs import process
+from tests.kernels.processes import Perform
 
 
 def test_all_ranks_get_the_sums_of_all_bit_by_bit_the_same_and_every_rank_s_columns(tmp_path: Path) -> None:
@@ -19,9 +20,8 @@ def test_all_ranks_get_the_sums_of_all_bit_by_bit_the_same_and_every_rank_s_colu
     assert len(sides[0][1]) == len(CALLS)
 
 
-def test_compiled_for_hopper_no_kernel_of_the_exchange_spills(tmp_path: Path) -> None:
-    with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path), TRITON_DEFAULT_FP_FUSION="1") as pool:
-        kernels = pool.submit(compile_exchange).result()
+def test_compiled_for_hopper_no_kernel_of_the_exchange_spills(hopper: Perform) -> None:
+    kernels = hopper(compile_exchange)
     assert {name: kernel.stack_bytes for name, kernel in kernels.items()} == {
         "_sum_and_norm_kernel": 0,
         "_join_kernel": 0,

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 import torch
 
-from tests.kernels.compiling import Compiled, compile_few_rows, compile_fused, compile_gated
+from tests.kernels.compiling import compile_few_rows, compile_fused, compile_gated
 from tests.kernels.fused_runs import (
     few_rows_error,
     gated_error,
@@ -18,51 +15,36 @@ from tests.kernels.fused_runs import (
     rotary_error,
     swiglu_error,
 )
-from tests.kernels.kernel_runs import process
+from tests.kernels.processes import Perform
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Callable[..., float]]:
-    """Runs a measurement in a process with the interpreter switched on where there is no GPU."""
-    with process(TRITON_INTERPRET="0" if torch.cuda.is_available() else "1") as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "with residual"])
 @pytest.mark.parametrize(("size", "one_plus"), [(64, False), (96, True), (1000, False)])
 def test_the_norm_is_right(
-    run: Callable[..., float], dtype: torch.dtype, size: int, with_residual: bool, one_plus: bool
+    kernels: Perform, dtype: torch.dtype, size: int, with_residual: bool, one_plus: bool
 ) -> None:
-    assert run(norm_error, dtype, size, with_residual, one_plus) < TOLERANCE[dtype]
+    assert kernels(norm_error, dtype, size, with_residual, one_plus) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("size", "page_size"), [(64, 16), (96, 4)])
 def test_keys_are_turned_and_stored_and_queries_turned_in_place(
-    run: Callable[..., float], dtype: torch.dtype, size: int, page_size: int
+    kernels: Perform, dtype: torch.dtype, size: int, page_size: int
 ) -> None:
-    assert run(rotary_error, dtype, size, page_size) < TOLERANCE[dtype]
+    assert kernels(rotary_error, dtype, size, page_size) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [16, 1300])
-def test_swiglu_is_right(run: Callable[..., float], dtype: torch.dtype, size: int) -> None:
-    assert run(swiglu_error, dtype, size) < TOLERANCE[dtype]
+def test_swiglu_is_right(kernels: Perform, dtype: torch.dtype, size: int) -> None:
+    assert kernels(swiglu_error, dtype, size) < TOLERANCE[dtype]
 
 
-@pytest.fixture(scope="module")
-def hopper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """Compiles for sm_90, in a process that doesn't interpret."""
-    cache = str(tmp_path_factory.mktemp("triton"))
-    with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache, TRITON_DEFAULT_FP_FUSION="1") as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
-
-
-def test_compiled_for_hopper_no_fused_kernel_spills(hopper: Callable[..., dict[str, Compiled]]) -> None:
+def test_compiled_for_hopper_no_fused_kernel_spills(hopper: Perform) -> None:
     kernels = hopper(compile_fused, torch.bfloat16)
     assert {name: kernel.stack_bytes for name, kernel in kernels.items()} == dict.fromkeys(kernels, 0)
     assert len(kernels) == 4
@@ -70,7 +52,7 @@ def test_compiled_for_hopper_no_fused_kernel_spills(hopper: Callable[..., dict[s
 
 @pytest.mark.parametrize("rows", [1, 64])
 def test_compiled_for_hopper_products_of_few_rows_use_wgmma_copy_asynchronously_and_do_not_spill(
-    hopper: Callable[..., list[Compiled]], rows: int
+    hopper: Perform, rows: int
 ) -> None:
     kernels = hopper(compile_few_rows, rows)
     assert [kernel.stack_bytes for kernel in kernels] == [0, 0, 0]
@@ -79,38 +61,38 @@ def test_compiled_for_hopper_products_of_few_rows_use_wgmma_copy_asynchronously_
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_heads_are_normed_before_they_are_turned(run: Callable[..., float], dtype: torch.dtype) -> None:
-    assert run(normed_heads_error, dtype) < TOLERANCE[dtype]
+def test_heads_are_normed_before_they_are_turned(kernels: Perform, dtype: torch.dtype) -> None:
+    assert kernels(normed_heads_error, dtype) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_parts_of_a_product_are_summed_by_the_norm(run: Callable[..., float], dtype: torch.dtype) -> None:
-    assert run(norm_of_parts_error, dtype) < TOLERANCE[dtype]
+def test_parts_of_a_product_are_summed_by_the_norm(kernels: Perform, dtype: torch.dtype) -> None:
+    assert kernels(norm_of_parts_error, dtype) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("rows", [1, 19, 64])
 @pytest.mark.parametrize(("bias", "summed"), [(False, True), (True, False), (False, False)])
 def test_products_of_few_rows_are_right(
-    run: Callable[..., float], dtype: torch.dtype, rows: int, bias: bool, summed: bool
+    kernels: Perform, dtype: torch.dtype, rows: int, bias: bool, summed: bool
 ) -> None:
-    assert run(few_rows_error, dtype, rows, bias, summed) < TOLERANCE[dtype]
+    assert kernels(few_rows_error, dtype, rows, bias, summed) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("rows", [1, 33])
-def test_gated_products_of_few_rows_are_right(run: Callable[..., float], dtype: torch.dtype, rows: int) -> None:
-    assert run(gated_error, dtype, rows) < TOLERANCE[dtype]
+def test_gated_products_of_few_rows_are_right(kernels: Perform, dtype: torch.dtype, rows: int) -> None:
+    assert kernels(gated_error, dtype, rows) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("rows", [1, 300, *([2200] if torch.cuda.is_available() else [])])
-def test_gated_products_of_many_rows_are_right(run: Callable[..., float], dtype: torch.dtype, rows: int) -> None:
-    assert run(gated_of_many_rows_error, dtype, rows) < TOLERANCE[dtype]
+def test_gated_products_of_many_rows_are_right(kernels: Perform, dtype: torch.dtype, rows: int) -> None:
+    assert kernels(gated_of_many_rows_error, dtype, rows) < TOLERANCE[dtype]
 
 
 def test_compiled_for_hopper_the_gated_product_uses_wgmma_loads_by_tma_and_does_not_spill(
-    hopper: Callable[..., Compiled],
+    hopper: Perform,
 ) -> None:
     kernel = hopper(compile_gated)
     assert kernel.stack_bytes == 0
@@ -121,6 +103,6 @@ def test_compiled_for_hopper_the_gated_product_uses_wgmma_loads_by_tma_and_does_
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "columns"), [(3, 100), (5, 9001)])
 def test_the_largest_logit_is_the_first_of_equals(
-    run: Callable[..., bool], dtype: torch.dtype, rows: int, columns: int
+    kernels: Perform, dtype: torch.dtype, rows: int, columns: int
 ) -> None:
-    assert run(largest_is_right, dtype, rows, columns)
+    assert kernels(largest_is_right, dtype, rows, columns)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.compiling import AttentionCase, Compiled, compile_attention
-from tests.kernels.kernel_runs import Run, error_of, parts_of, process
+from tests.kernels.kernel_runs import Run, error_of, parts_of
 from tests.kernels.paged_trees import Node, Request, fan_out
+from tests.kernels.processes import Perform
 
 Measure = Callable[[Run], float]
 
@@ -37,22 +37,15 @@ MIXED = [Request(1, 40, new=13), Request(2, 1), Request(None, 19, new=19), Reque
 
 
 @pytest.fixture(scope="module")
-def kernel_process() -> Iterator[ProcessPoolExecutor]:
-    """A process with the interpreter switched on where there is no GPU."""
-    with process(TRITON_INTERPRET="0" if torch.cuda.is_available() else "1") as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def measure(kernel_process: ProcessPoolExecutor) -> Measure:
+def measure(kernels: Perform) -> Measure:
     """Measures a run's error."""
-    return lambda run: kernel_process.submit(error_of, run).result()
+    return lambda run: float(kernels(error_of, run))
 
 
 @pytest.fixture(scope="module")
-def count_parts(kernel_process: ProcessPoolExecutor) -> Callable[[Run], int]:
+def count_parts(kernels: Perform) -> Callable[[Run], int]:
     """Counts the partial results that are merged into one."""
-    return lambda run: kernel_process.submit(parts_of, run).result()
+    return lambda run: int(kernels(parts_of, run))
 
 
 def assert_right(measure: Measure, run: Run) -> None:
@@ -189,11 +182,14 @@ Compile = Callable[[AttentionCase], dict[str, Compiled]]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compile]:
-    """Compiles for sm_90, in a process that doesn't interpret."""
-    cache = str(tmp_path_factory.mktemp("triton"))
-    with process(TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache, TRITON_DEFAULT_FP_FUSION="1") as pool:
-        yield lambda case: pool.submit(compile_attention, case).result()
+def compiled(hopper: Perform) -> Compile:
+    """Compiles for sm_90."""
+
+    def compiled(case: AttentionCase) -> dict[str, Compiled]:
+        kernels: dict[str, Compiled] = hopper(compile_attention, case)
+        return kernels
+
+    return compiled
 
 
 def assert_no_spills(kernels: dict[str, Compiled]) -> None:

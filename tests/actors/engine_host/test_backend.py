@@ -1,4 +1,4 @@
-"""The engine host with a real engine process, on a tiny model. Each start of an engine takes seconds, so there are few."""
+"""The engine host with a real engine process, on a tiny model. Each start of an engine takes seconds, so most tests share one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import asyncio
 import itertools
 import os
 import signal
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from myna.actors import config, subjects
 from myna.actors.bus import Delivery
@@ -37,12 +39,64 @@ from myna.actors.worker.backend import (
     Job,
     JobEnded,
     JobFailed,
+    Offer,
+    Offered,
     OutputEnded,
+    Report,
+    Reporter,
     Resumed,
+    RunKey,
 )
 from tests.actors.stage import TENANT, Application, Stage, call, stage, until
 from tests.engine.tiny_folder import tiny_folder
 from tests.network import MemoryNetwork
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Overheard(EngineBackend):
+    """Reports of attempts that its worker knows nothing of can be listened to."""
+
+    def __init__(self, settings: config.Settings) -> None:
+        super().__init__(settings)
+        self.said: asyncio.Queue[Report] = asyncio.Queue()
+
+    async def start(self, report: Reporter) -> Offer:
+        def heard(said: Report | Offered) -> None:
+            if not isinstance(said, Offered):
+                self.said.put_nowait(said)
+            report(said)
+
+        return await super().start(heard)
+
+    async def of(self, key: RunKey) -> list[Report]:
+        """What is said of an attempt, up to its end."""
+        found: list[Report] = []
+        async with asyncio.timeout(30):
+            while not found or not isinstance(found[-1], JobEnded | JobFailed):
+                said = await self.said.get()
+                found += [said] if said.key == key else []
+        return found
+
+
+@dataclass(frozen=True)
+class Served:
+    """A scheduler and one engine, for several tests."""
+
+    cast: Stage
+    backend: Overheard
+
+    async def application(self, session: str) -> Application:
+        return await application(self.cast, session)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(settings: config.Settings) -> AsyncIterator[Served]:
+    async with stage(MemoryNetwork().bus) as cast:
+        await cast.scheduler()
+        backend = Overheard(settings)
+        await cast.worker("engine", backend)
+        yield Served(cast, backend)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +112,8 @@ async def engine(cast: Stage, settings: config.Settings, name: str = "engine") -
     return backend
 
 
-async def application(cast: Stage) -> Application:
-    app = Application(await cast.bus("application"), "s")
+async def application(cast: Stage, session: str = "s") -> Application:
+    app = Application(await cast.bus("application"), session)
     await app.open()
     return app
 
@@ -82,36 +136,31 @@ async def failure(app: Application, variable: str) -> Failure:
     return outcome
 
 
-async def test_calls_run_on_a_real_engine_and_what_is_wrong_with_one_fails_it_alone(
-    settings: config.Settings,
-) -> None:
-    async with stage(MemoryNetwork().bus) as cast:
-        await cast.scheduler()
-        await engine(cast, settings)
-        app = await application(cast)
-        await app.submit(
-            generate("long", "x" * 5000),
-            generate("hot", temperature=-1.0),
-            ModelCall(id="call-roles", messages=(Message(role="user", segments=(Output(variables=("roles",)),)),)),
-            generate("good"),
-            call("after", "good"),
-            siblings("a"),
-            siblings("b"),
-        )
-        assert (await failure(app, "long")).code is ErrorCode.PROMPT_TOO_LONG
-        assert "tokens" in (await failure(app, "long")).message
-        assert (await failure(app, "hot")).code is ErrorCode.INVALID_SAMPLING
-        assert "temperature" in (await failure(app, "hot")).message
-        assert (await failure(app, "roles")).code is ErrorCode.INVALID_CALL
-        good = await app.outcome("good")
-        assert isinstance(good, Value)
-        assert (good.model, good.usage.output_tokens, len(good.tokens)) == ("tiny-llama", 8, 8)
-        assert good.timing is not None
-        assert good.timing.received <= good.timing.began <= good.timing.first <= good.timing.ended
-        assert isinstance(await app.outcome("after"), Value)
-        a0, a1, b0, b1 = [await app.text(v) for v in ("a0", "a1", "b0", "b1")]
-        assert a0 != a1, "siblings are drawn apart"
-        assert (a0, a1) == (b0, b1), "the same seed draws the same"
+async def test_calls_run_on_a_real_engine_and_what_is_wrong_with_one_fails_it_alone(served: Served) -> None:
+    app = await served.application("calls")
+    await app.submit(
+        generate("long", "x" * 5000),
+        generate("hot", temperature=-1.0),
+        ModelCall(id="call-roles", messages=(Message(role="user", segments=(Output(variables=("roles",)),)),)),
+        generate("good"),
+        call("after", "good"),
+        siblings("a"),
+        siblings("b"),
+    )
+    assert (await failure(app, "long")).code is ErrorCode.PROMPT_TOO_LONG
+    assert "tokens" in (await failure(app, "long")).message
+    assert (await failure(app, "hot")).code is ErrorCode.INVALID_SAMPLING
+    assert "temperature" in (await failure(app, "hot")).message
+    assert (await failure(app, "roles")).code is ErrorCode.INVALID_CALL
+    good = await app.outcome("good")
+    assert isinstance(good, Value)
+    assert (good.model, good.usage.output_tokens, len(good.tokens)) == ("tiny-llama", 8, 8)
+    assert good.timing is not None
+    assert good.timing.received <= good.timing.began <= good.timing.first <= good.timing.ended
+    assert isinstance(await app.outcome("after"), Value)
+    a0, a1, b0, b1 = [await app.text(v) for v in ("a0", "a1", "b0", "b1")]
+    assert a0 != a1, "siblings are drawn apart"
+    assert (a0, a1) == (b0, b1), "the same seed draws the same"
 
 
 def after(name: str, constant: str, *before: str, **sampling: object) -> ModelCall:
@@ -129,51 +178,50 @@ async def value(app: Application, variable: str) -> Value:
     return outcome
 
 
-async def test_what_is_kept_or_computed_ahead_or_was_said_before_is_found_in_the_cache(
-    settings: config.Settings,
-) -> None:
-    async with stage(MemoryNetwork().bus) as cast:
-        await cast.scheduler()
-        backend = await engine(cast, settings)
-        app = await application(cast)
+async def test_what_is_kept_or_computed_ahead_or_was_said_before_is_found_in_the_cache(served: Served) -> None:
+    backend, app = served.backend, await served.application("caching")
 
-        # Kept: a prompt that a call to come begins with, its inputs' values included.
-        text, given = "the quick brown fox jumps over the lazy dog " * 2, Value(text="and while it rains it runs. ")
-        cut = ModelCall(id="call-b", messages=(Message(segments=(Text(text=text), Input(variables=("x",)))),))
-        backend.retain(Hold("k1", TENANT, cut, {VarId("x"): given}, 1.0))
-        await until(lambda: backend.load().get("computed_tokens", 0.0) > 0, "it is computed")
-        parts = (Text(text=text), Text(text=given.text), Output(variables=("b",), sampling=Sampling(max_tokens=8)))
-        await app.submit(ModelCall(id="call-b", messages=(Message(segments=parts),)))
-        kept = await value(app, "b")
-        assert kept.usage.cached_tokens == whole_pages(kept.usage.prompt_tokens) > 0
-        backend.release("k1")
+    def computed() -> float:
+        return backend.load().get("computed_tokens", 0.0)
 
-        # Said before: a conversation goes on from the very tokens that its answers were drawn as.
-        hot = {"temperature": 2.0, "seed": 1}
-        await app.submit(
-            after("c", "Hello ", **hot), after("d", "Hello ", "c", **hot), after("e", "Hello ", "c", "d", **hot)
-        )
-        for before, then in itertools.pairwise([await value(app, v) for v in "cde"]):
-            assert then.usage.cached_tokens == whole_pages(before.usage.prompt_tokens + before.usage.output_tokens)
+    # Kept: a prompt that a call to come begins with, its inputs' values included.
+    text, given = "the quick brown fox jumps over the lazy dog " * 2, Value(text="and while it rains it runs. ")
+    cut = ModelCall(id="call-b", messages=(Message(segments=(Text(text=text), Input(variables=("x",)))),))
+    so_far = computed()
+    backend.retain(Hold("k1", TENANT, cut, {VarId("x"): given}, 1.0))
+    await until(lambda: computed() >= so_far + 100, "it is computed")
+    parts = (Text(text=text), Text(text=given.text), Output(variables=("b",), sampling=Sampling(max_tokens=8)))
+    await app.submit(ModelCall(id="call-b", messages=(Message(segments=parts),)))
+    kept = await value(app, "b")
+    assert kept.usage.cached_tokens == kept.usage.prompt_tokens - 1, "the last one's logits are wanted"
+    backend.release("k1")
 
-        # Computed ahead: the constant part of a call, while the call whose result it waits for runs.
-        constant = "Zwei Boxer jagen Viktor quer durch den Park, und es regnet auf dem Deich. " * 7
-        await app.submit(after("f", "first ", max_tokens=60), after("g", constant, "f"))
-        ahead = await value(app, "g")
-        assert ahead.usage.cached_tokens >= 128
+    # Said before: a conversation goes on from the very tokens that its answers were drawn as.
+    hot = {"temperature": 2.0, "seed": 1}
+    await app.submit(
+        after("c", "Hello ", **hot), after("d", "Hello ", "c", **hot), after("e", "Hello ", "c", "d", **hot)
+    )
+    for before, then in itertools.pairwise([await value(app, v) for v in "cde"]):
+        assert then.usage.cached_tokens >= whole_pages(before.usage.prompt_tokens + before.usage.output_tokens)
 
-        # Filled in: an input is computed while it is generated, but for its last pieces. A busy machine may be late.
-        length, reached = 128, False
-        for turn in range(4):
-            made, read = f"h{turn}", f"i{turn}"
-            producer = after(made, f"{turn} third ", max_tokens=length, temperature=0.0)
-            await app.submit(producer, after(read, f"{turn} And then {text * 6}", made, max_tokens=2))
-            used = (await value(app, read)).usage
-            reached = reached or used.cached_tokens >= used.prompt_tokens - length + 48
-        assert reached
-        retention = cast.schedulers["scheduler"]._core.planner.retention
-        assert retention is not None
-        await until(lambda: not retention.kept(WorkerId("engine")), "nobody is to come, and nothing is kept")
+    # Computed ahead: the constant part of a call, while the call whose result it waits for runs.
+    constant = "Zwei Boxer jagen Viktor quer durch den Park, und es regnet auf dem Deich. " * 7
+    await app.submit(after("f", "first ", max_tokens=60), after("g", constant, "f"))
+    ahead = await value(app, "g")
+    assert ahead.usage.cached_tokens >= 128
+
+    # Filled in: an input is computed while it is generated, but for its last pieces. A busy machine may be late.
+    length, turn, filled = 128, 0, 0
+    while filled < 48 and turn < 16:
+        made, read = f"h{turn}", f"i{turn}"
+        producer = after(made, f"{turn} third ", max_tokens=length, temperature=0.0)
+        await app.submit(producer, after(read, f"{turn} And then {text * 6}", made, max_tokens=2))
+        used = (await value(app, read)).usage
+        turn, filled = turn + 1, used.cached_tokens - (used.prompt_tokens - length)
+    assert filled >= 48
+    retention = served.cast.schedulers["scheduler"]._core.planner.retention
+    assert retention is not None
+    await until(lambda: not retention.kept(WorkerId("engine")), "nobody is to come, and nothing is kept")
 
 
 def whole_pages(tokens: int) -> int:
@@ -221,30 +269,19 @@ async def test_when_an_engine_is_killed_or_hangs_another_goes_on_from_the_tokens
 
 
 async def test_an_output_that_a_model_of_other_tokens_has_made_stands_in_the_context_as_its_text(
-    settings: config.Settings,
+    served: Served,
 ) -> None:
-    ended, reports = asyncio.Event(), list[object]()
-
-    def hear(report: object) -> None:
-        reports.append(report)
-        if isinstance(report, JobEnded | JobFailed):
-            ended.set()
-
-    backend = EngineBackend(settings)
-    own = (await backend.start(hear)).tokenizer
-    try:
-        for attempt, told in enumerate((Resumed("fox", (10**6,), True, "another"), Resumed("fox", (), True, own))):
-            ended.clear()
-            key = (TENANT, SessionId("s"), CallId("call-a"), attempt)
-            backend.run(Job(key, call("a", outputs=2), {}, {VarId("a-0"): told}))
-            async with asyncio.timeout(30):
-                await ended.wait()
-            assert isinstance(reports[-1], JobEnded), reports[-1]
-        made = [report for report in reports if isinstance(report, OutputEnded)]
-        assert [report.variable for report in made] == ["a-1", "a-1"]
-        assert made[0].usage.prompt_tokens == made[1].usage.prompt_tokens
-    finally:
-        await backend.close()
+    own = served.backend._hello.tokenizer_digest
+    prompts = []
+    for attempt, told in enumerate((Resumed("fox", (10**6,), True, "another"), Resumed("fox", (), True, own))):
+        key = (TENANT, SessionId("unknown"), CallId("call-a"), attempt)
+        served.backend.run(Job(key, call("a", outputs=2), {}, {VarId("a-0"): told}))
+        *_, made, last = await served.backend.of(key)
+        assert isinstance(last, JobEnded), last
+        assert isinstance(made, OutputEnded)
+        assert made.variable == "a-1"
+        prompts.append(made.usage.prompt_tokens)
+    assert prompts[0] == prompts[1]
 
 
 async def test_a_model_that_is_refused_is_named_and_not_tried_again(settings: config.Settings, tmp_path: Path) -> None:
