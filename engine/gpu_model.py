@@ -313,21 +313,23 @@ class _Inputs:
         self._drawn = drawn
         self._scratch = scratch
         pinned = device.type == "cuda"
-        size = 4 * tokens + rows
+        size = 4 * _aligned(tokens) + rows
         # Two of them take turns: while one is being copied, the next step's inputs go into the other.
         self._hosts = cycle([torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(2)])
         self._device = torch.zeros(size, dtype=torch.int32, device=device)
 
     def views(self, tokens: int, rows: int) -> _Views:
         """Where a step of that size finds its inputs: always the same addresses for the same size."""
-        return _Views(*torch.split(self._device[: 4 * tokens + rows], [*[tokens] * 4, rows]))
+        pitch = _aligned(tokens)
+        ids, places, positions, slots = self._device[: 4 * pitch].view(4, pitch)[:, :tokens].unbind()
+        return _Views(ids, places, positions, slots, self._device[4 * pitch : 4 * pitch + rows])
 
     def load(self, plan: StepPlan, tokens: int, rows: int) -> None:
         """Copy a plan to the device, in stream order, padded to that size."""
         pinned = next(self._hosts)
         host = pinned.numpy()
-        used, end = len(plan.token_ids), 4 * tokens + rows
-        columns = host[: 4 * tokens].reshape(4, tokens)
+        used, begin = len(plan.token_ids), 4 * _aligned(tokens)
+        columns = host[:begin].reshape(4, -1)[:, :tokens]
         columns[:3, used:] = 0
         columns[3, used:] = self._scratch[0] + np.arange(tokens - used) % len(self._scratch)
         columns[0, :used] = plan.token_ids
@@ -335,14 +337,19 @@ class _Inputs:
         columns[1, list(plan.fed)] = [place + 1 for place in plan.fed.values()]
         columns[2, :used] = plan.positions
         columns[3, :used] = plan.write_slots
-        host[4 * tokens : end] = 0
-        host[4 * tokens : 4 * tokens + len(plan.logit_rows)] = plan.logit_rows
-        self._device[:end].copy_(pinned[:end], non_blocking=True)
+        host[begin : begin + rows] = 0
+        host[begin : begin + len(plan.logit_rows)] = plan.logit_rows
+        self._device[: begin + rows].copy_(pinned[: begin + rows], non_blocking=True)
 
     def token_ids(self, views: _Views) -> Tensor:
         """The tokens' ids, int64: computed on the device, so that it may be captured."""
         drawn = self._drawn[(views.places - 1).clamp_(min=0)]
         return torch.where(views.places > 0, drawn, views.ids)
+
+
+def _aligned(tokens: int) -> int:
+    """Numbers of four bytes after which the next begin at a multiple of 16 bytes: by these Triton compiles a kernel anew."""
+    return -(-tokens // 4) * 4
 
 
 class _Silent:

@@ -38,7 +38,7 @@ def _wait_for(flag_ptr, number):
         pass
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _sum_and_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, output_ptr, rows_ptr, mailboxes_ptr, counts_ptr,
     count, eps, stride_part, stride_x, flags_at, mail_at,
@@ -89,7 +89,7 @@ def _sum_and_norm_kernel(
         tl.store(counts_ptr + row, number)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _join_kernel(
     x_ptr, mailboxes_ptr, counts_ptr, count, columns, stride, flags_at, logits_at,
     RANK: tl.constexpr, RANKS: tl.constexpr, MOST: tl.constexpr, PIECES: tl.constexpr, BLOCK: tl.constexpr,

@@ -37,7 +37,7 @@ def _ask_for(weight_ptr, columns, begin, stride, BK: tl.constexpr, TILES: tl.con
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _few_rows_kernel(
     x_ptr, weight_ptr, bias_ptr, output_ptr, rows, columns, stride_x, stride_part, stride_output,
     K: tl.constexpr, PART: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,

@@ -28,7 +28,7 @@ _WARPS = 8
 _GROUP = 16  # tiles of rows that are taken together, column after column
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gated_kernel(
     x_desc, weight_desc, output_desc, rows, columns,
     K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,

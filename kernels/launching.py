@@ -1,4 +1,9 @@
-"""What a launch may use on a device: decided once."""
+"""What a launch may use on a device: decided once.
+
+Law: what differs from step to step compiles no kernel anew, which takes a second in the middle of somebody's output. Triton
+compiles one for numbers that 16 divides, another for those that it doesn't, and so with addresses: numbers of rows are exempt
+from that (`do_not_specialize`), and inputs lie at multiples of 16 bytes.
+"""
 
 from __future__ import annotations
 

@@ -152,6 +152,15 @@ def padding_changes_nothing(bucket: int) -> float:
     return float((padded[:2].float() - plain).abs().max())
 
 
+def misaligned_inputs(tokens: int) -> list[int]:
+    """By how many bytes the inputs of a step miss a multiple of 16."""
+    inputs = gpu_model("llama", fused=True)._inputs_for(tokens, 5)
+    views = inputs.views(tokens, 5)
+    parts = (views.ids, views.places, views.positions, views.slots, views.logit_rows)
+    assert [len(part) for part in parts] == [tokens] * 4 + [5]
+    return [part.data_ptr() % 16 for part in parts]
+
+
 def a_silent_step_matters() -> tuple[float, float]:
     """Logits behind a step that draws nothing, and behind none, against those behind a step that draws: largest differences."""
     model = gpu_model("llama", fused=True)

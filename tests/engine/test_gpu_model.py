@@ -8,6 +8,7 @@ from tests.engine.gpu_runs import (
     cancelling_and_preempting_leaves_nothing_behind,
     draws_repeat_alone_and_batched,
     greedy_tokens_differ,
+    misaligned_inputs,
     padding_changes_nothing,
 )
 from tests.kernels.processes import Perform
@@ -37,3 +38,8 @@ def test_a_step_that_draws_nothing_leaves_its_keys_and_values_behind(kernels: Pe
 @pytest.mark.parametrize("bucket", [4, 8], ids=["a draw for each", "fewer draws than tokens"])
 def test_a_padded_step_gives_what_an_unpadded_one_does(kernels: Perform, bucket: int) -> None:
     assert kernels(padding_changes_nothing, bucket) < 1e-5
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 7, 8])
+def test_inputs_lie_so_that_no_kernel_is_compiled_anew_for_them(kernels: Perform, tokens: int) -> None:
+    assert kernels(misaligned_inputs, tokens) == [0] * 5

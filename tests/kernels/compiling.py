@@ -34,6 +34,8 @@ class Compiled:
     wgmma: int
     tensor_loads: int
     async_copies: int
+    hash: str
+    """Of all that it was compiled from."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,12 @@ def compile_few_rows(rows: int) -> list[Compiled]:
     return made
 
 
-def compile_gated() -> Compiled:
+def compile_gated(rows: int) -> Compiled:
     """The first half of Llama-3-8B's MLP for many rows."""
     from myna.kernels.gated import gated
 
     with _launches() as made:
-        gated(torch.zeros(1024, 4096, dtype=torch.bfloat16), torch.empty(2 * 14336, 4096, dtype=torch.bfloat16))
+        gated(torch.zeros(rows, 4096, dtype=torch.bfloat16), torch.empty(2 * 14336, 4096, dtype=torch.bfloat16))
     return made[0]
 
 
@@ -176,6 +178,7 @@ def _examine(name: str, kernel: Any) -> Compiled:
         wgmma=ptx.count("wgmma.mma_async"),
         tensor_loads=ptx.count("cp.async.bulk.tensor"),
         async_copies=ptx.count("cp.async.cg"),
+        hash=kernel.hash,
     )
 
 

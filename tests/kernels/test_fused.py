@@ -60,6 +60,12 @@ def test_compiled_for_hopper_products_of_few_rows_use_wgmma_copy_asynchronously_
     assert all(kernel.wgmma > 0 for kernel in kernels)
 
 
+def test_another_number_of_rows_compiles_nothing_anew(hopper: Perform) -> None:
+    few = [{kernel.hash for kernel in hopper(compile_few_rows, rows)} for rows in (64, 49, 33)]
+    assert few[0] == few[1] == few[2]
+    assert hopper(compile_gated, 1024).hash == hopper(compile_gated, 1001).hash
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_heads_are_normed_before_they_are_turned(kernels: Perform, dtype: torch.dtype) -> None:
     assert kernels(normed_heads_error, dtype) < TOLERANCE[dtype]
@@ -94,7 +100,7 @@ def test_gated_products_of_many_rows_are_right(kernels: Perform, dtype: torch.dt
 def test_compiled_for_hopper_the_gated_product_uses_wgmma_loads_by_tma_and_does_not_spill(
     hopper: Perform,
 ) -> None:
-    kernel = hopper(compile_gated)
+    kernel = hopper(compile_gated, 1024)
     assert kernel.stack_bytes == 0
     assert kernel.wgmma >= 8, "four steps of 16 numbers, for gates and for ups"
     assert kernel.tensor_loads >= 3 * 4, "three tiles, of four steps at once"
