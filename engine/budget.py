@@ -20,6 +20,8 @@ _TILES_ALONE = 4
 """Of a step that computes for nobody alone. On a GPU 256 tokens take half as long again as one."""
 
 
+_LOOKED_AT = 64
+"""Outputs, and prompts that wait, the most important first, by which it is judged whether that pays."""
 _WORTH = 2.0
 """What outputs gain must be so many times what prompts lose: whoever is held back is so again at the next of its prompts."""
 
@@ -74,14 +76,20 @@ def _held_to(
     """Tokens that a step may compute of prompts that come after the first who draws."""
     if lead is None or limits.leading_tokens is None or limits.leading_tokens >= most:
         return most
-    looked_at = (*running, *waiting[-limits.max_sequences :])
-    behind = [p for p in looked_at if lead < p.key[:2] and p.work > 1 and not _for_nobody(p)]
+    behind = [p for p in (*running, *waiting[:_LOOKED_AT]) if _comes_after(lead, p) and p.work > 1]
     if not behind:
         return most
     first = min(p.key[:2] for p in behind)
-    left = [p.room - len(p.context.tokens) for p in running if p.work == 1 and p.key[:2] < first]
+    before = [p for p in running[:_LOOKED_AT] if p.key[:2] < first]
+    left = [p.room - len(p.context.tokens) for p in before if p.work == 1]
     held = pays(left, [p.work for p in behind], limits.leading_tokens, most, limits.worth_tokens)
     return limits.leading_tokens if held else most
+
+
+def _comes_after(lead: tuple[int, float], program: Program) -> bool:
+    """Whether somebody waits for it, and it comes after the first who draws."""
+    request = program.request
+    return request.priority > LEAST and lead < (-request.priority, request.order)
 
 
 def _for_nobody(program: Program) -> bool:

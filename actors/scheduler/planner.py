@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TypeGuard
 
 from myna.actors.messages import Beat, Call, ModelCall, Objective, Usage, VarId, WorkerId
 from myna.actors.outcomes import OutcomeStatus
@@ -331,22 +330,24 @@ class Planner:
             self._compare(call, chain, call.worker, usage)
             call.habit.learn_fresh(computed / usage.prompt_tokens)
         if call.unended == 1:
-            if self.retention is not None and chain is not None and chain.total >= WORTH:
+            long = chain is not None and chain.total >= WORTH
+            if long and self.retention is not None:
                 self.retention.finishing(call)
-            if self._reserves and chain is not None and call.worker is not None and _spoken(call.spec):
-                self._leave(call, call.spec, chain, call.worker, now)
+            if self._reserves and call.worker is not None and (long or _spoken(call.spec)):
+                self._leave(graph, call, call.worker, now)
             self.lengths.took(call.work, now - call.since)
             if call.produced:
                 call.habit.learn_output(call.produced)
                 self.accounts.of(graph.tenant).charge(work_of(computed, call.produced) - call.work)
 
-    def _leave(self, call: CallNode, spec: ModelCall, chain: Chain, worker_id: WorkerId, now: float) -> None:
-        """A call leaves its context where it ran."""
-        assert call.session is not None
+    def _leave(self, graph: SessionGraph, call: CallNode, worker_id: WorkerId, now: float) -> None:
+        """A call leaves its context where it ran, if it may be gone on with."""
+        spec, chain = call.spec, call.chain
+        if chain is None or not isinstance(spec, ModelCall) or not (_spoken(spec) or _goes_on(graph, call, chain)):
+            return
         worker = self._fleet.workers.get(worker_id)
         memory = None if worker is None else worker.offer.tokens
-        key = (call.session.tenant, call.function)
-        self.residents.left(call, chain, head_of(chain, spec), key, worker_id, memory, now)
+        self.residents.left(call, chain, head_of(chain, spec), (graph.tenant, call.function), worker_id, memory, now)
 
     def _compare(self, call: CallNode, chain: Chain, worker: WorkerId, usage: Usage) -> None:
         placed, there = call.placed, self._fleet.workers.get(worker)
@@ -467,9 +468,19 @@ class Planner:
         self.residents.check()
 
 
-def _spoken(spec: Call | None) -> TypeGuard[ModelCall]:
-    """Whether its prompt has roles: others are seldom gone on with."""
+def _spoken(spec: Call | None) -> bool:
+    """Whether its prompt has roles: others are seldom gone on with, unless that is declared."""
     return isinstance(spec, ModelCall) and spec.messages[0].role is not None
+
+
+def _goes_on(graph: SessionGraph, call: CallNode, chain: Chain) -> bool:
+    """Whether a declared call begins with its whole context."""
+    name = chain.boundaries[-1].name
+    return any(
+        consumer.chain is not None and any(b.name == name for b in consumer.chain.boundaries)
+        for output in call.outputs
+        for consumer in graph.variables[output].consumers
+    )
 
 
 def _no_order(call: CallNode) -> float:

@@ -71,17 +71,27 @@ def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None
 
 
 @pytest.mark.parametrize(
-    ("order", "draws", "worth", "steps"),
-    [(0.0, 4, 0, 3), (2.0, 4, 0, 3), (2.5, 4, 0, 5), (2.5, 20, 0, 3), (2.5, 4, 5, 3)],
-    ids=["before it", "its equal", "after it", "done before it ends", "it would gain too little"],
+    ("order", "draws", "worth", "kept", "steps"),
+    [(0.0, 4, 0, 0, 3), (2.0, 4, 0, 0, 3), (2.5, 4, 0, 0, 5), (2.5, 4, 0, 9, 5), (2.5, 20, 0, 0, 3), (2.5, 4, 5, 0, 3)],
+    ids=[
+        "before it",
+        "its equal",
+        "after it",
+        "and before many for nobody",
+        "done before it ends",
+        "it gains too little",
+    ],
 )
 def test_outputs_hold_back_prompts_that_come_after_them_where_that_pays(
-    order: float, draws: int, worth: int, steps: int
+    order: float, draws: int, worth: int, kept: int, steps: int
 ) -> None:
-    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 12, leading_tokens=4, worth_tokens=worth))
+    limits = BatchLimits(4, 12, ahead_tokens=1, leading_tokens=4, worth_tokens=worth)
+    machine = serve(HashModel(), pages=64, limits=limits)
+    for n in range(kept):
+        machine.retain(RequestId(f"kept {n}"), [n + 4] * 20)
     machine.submit(replace(ask("draws", [1, 2], greedy(draws, ignore_eos=True)), order=2.0))
     machine.step()
-    machine.submit(replace(ask("prompt", [3] * 36, greedy(1)), order=order))
+    machine.submit(replace(ask("prompt", [3] * 32, greedy(1)), order=order))
     said = Said()
     for _ in range(steps):
         assert "prompt" not in said.done

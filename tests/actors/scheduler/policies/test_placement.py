@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import pytest
+
 from myna.actors.messages import (
     Beat,
     CallId,
@@ -152,14 +154,14 @@ def test_an_engine_with_prompts_enough_is_given_a_call_that_goes_before_those() 
     assert placed.because == Because.ORDER
 
 
-def said(name: str, instructions: str, *before: str, function: str = "agent") -> ModelCall:
+def said(name: str, instructions: str, *before: str, function: str = "agent", role: str | None = "user") -> ModelCall:
     """A turn of a conversation, which has said `before` so far."""
     segments = (
         Text(text=instructions),
         *(Input(variables=(variable,)) for variable in before),
         Output(variables=(name,), sampling=Sampling(max_tokens=50)),
     )
-    return ModelCall(id=f"call-{name}", function=function, messages=(Message(segments=segments, role="user"),))
+    return ModelCall(id=f"call-{name}", function=function, messages=(Message(segments=segments, role=role),))
 
 
 def answer(world: World, name: str) -> None:
@@ -169,6 +171,15 @@ def answer(world: World, name: str) -> None:
     value = (VarId(name), OutcomeStatus.VALUE, run.attempt, world.now, None, Usage(output_tokens=20), 80)
     world.feed(Ended(*SESSION, *value, name))
     world.feed(Heard(world.workers[WorkerId("w0")].event(EventKind.FINISHED, run), world.now))
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_plain_prompts_context_is_kept_room_for_where_a_declared_call_goes_on_with_it(declared: bool) -> None:
+    world = opened(workers=1, capacity=64)
+    then = said("b", LONG if declared else f"not {LONG}", "a", "tool", role=None)
+    world.add(said("a", LONG, role=None), call("tool"), then)
+    answer(world, "a")
+    assert world.core.planner.residents.any == declared
 
 
 def test_a_context_that_would_not_stay_waits_for_room_and_not_for_ever_and_keeps_no_other_call_waiting() -> None:
