@@ -1,7 +1,8 @@
 """An engine process over a model with random weights: `python -m tests.benchmarks.experiment.made --fd N --shape SHAPE`.
 
 Shapes, batches and memory are those of real models; what is generated means nothing. Only the weights and the words are made:
-admission, engine and server are the product's. `--shape default` is the default model, for options that its process lacks.
+admission, engine and server are the product's. `--shape default` is the default model, for options that its process lacks;
+`--shape paced` takes a GPU's time and computes nothing (`paced.py`).
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from myna.engine import frames
 from myna.engine.admission import admit
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.errors import EngineError
+from myna.engine.interface import ModelRunner
 from myna.engine.loading import load
 from myna.engine.planner import SMALL_RUN
 from myna.engine.process import EngineServer
 from myna.engine.tokens import PromptTokenizer
+from tests.benchmarks.experiment.paced import PacedModel
 from tests.benchmarks.experiment.words import made_tokenizer
 from tests.benchmarks.gpu_engine import LLAMA_3_8B
 
-DEFAULT = "default"
+DEFAULT, PACED = "default", "paced"
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3-8b": LLAMA_3_8B,
     "llama-2-13b": {
@@ -42,6 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32_768,
         "tie_word_embeddings": False,
     },
+    PACED: LLAMA_3_8B,
     "tiny": {
         "vocab_size": 2048,
         "hidden_size": 64,
@@ -66,9 +70,12 @@ def network(shape: str, device: str, seed: int) -> Any:
 
 def engine_of(options: argparse.Namespace) -> tuple[Engine, Any]:
     """The engine and its tokenizer. Raises `EngineError`."""
+    model: ModelRunner
     if options.shape == DEFAULT:
         loaded = load(cache_dir=options.cache_dir)
         model, tokenizer = loaded.model, loaded.tokenizer
+    elif options.shape == PACED:
+        model, tokenizer = PacedModel(), made_tokenizer(SHAPES[PACED]["vocab_size"])
     else:
         model = admit(network(options.shape, options.device, options.seed), options.shape)
         tokenizer = made_tokenizer(SHAPES[options.shape]["vocab_size"])
