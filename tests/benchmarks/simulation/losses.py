@@ -41,7 +41,7 @@ def note(better: str, figures: Mapping[str, Sequence[float]], means: Mapping[str
         return ""
     told = f"worse than {rival}: {', '.join(f'{r:.2f}' for r in ratios)} times over the seeds"
     if ratios[0] <= 1.0:
-        return f"{told}: within their noise"
+        told += ", which disagree"
     switches = {arm.removeprefix("without "): median(of) for arm, of in figures.items() if arm.startswith("without ")}
     policy = best(switches, key=lambda name: switches[name])
     ours = median(figures["ours"])
