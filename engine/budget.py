@@ -3,9 +3,9 @@
 Law: a step is as long as those who wait for its end can bear. A token of each output comes on top: what is left of a prompt
 after a step that outputs shortened would cost a whole step more.
 
-Outputs that go before the prompts that wait hold these back, where that pays. They would end sooner, by the prompts that are
-computed only when they have ended; the prompts would be later by all those steps, which they could have shared. So it pays beside
-many outputs that will soon have ended; and never beside one that will last until the prompts are done anyway.
+Outputs that go before the prompts that wait hold these back, where that pays: where one of them ends sooner by it, or where they
+are at least as many as the prompts, whose applications do not yet draw. (Else few would hold up many.) Prompts lose little by it:
+a step of some hundred tokens takes little longer than one of outputs alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ _TILES_ALONE = 4
 
 _LOOKED_AT = 64
 """Outputs, and prompts that wait, the most important first, by which it is judged whether that pays."""
-_WORTH = 2.0
-"""What outputs gain must be so many times what prompts lose: whoever is held back is so again at the next of its prompts."""
 
 
 class Budget:
@@ -58,12 +56,10 @@ class Budget:
         return self._left - self._withheld if follows else self._left
 
 
-def pays(left: Sequence[float], prompts: Sequence[float], held_to: float, most: float, worth: float) -> bool:
-    """Whether outputs that have so many tokens `left` each should hold back these prompts, to `held_to` tokens a step instead of
-    `most`. `worth`: tokens of prompts that take as long as a step by itself."""
+def pays(left: Sequence[float], prompts: Sequence[float], held_to: float) -> bool:
+    """Whether outputs that have so many tokens `left` each should hold back these prompts, to `held_to` tokens a step."""
     waiting = sum(prompts)
-    gained = sum(max(min(waiting, n * most) - n * held_to, 0) for n in left)
-    return gained * len(left) > _WORTH * len(prompts) * sum(left) * worth
+    return len(left) >= len(prompts) or any(0 < n * held_to < waiting for n in left)
 
 
 def _held_to(
@@ -76,14 +72,15 @@ def _held_to(
     """Tokens that a step may compute of prompts that come after the first who draws."""
     if lead is None or limits.leading_tokens is None or limits.leading_tokens >= most:
         return most
-    behind = [p for p in (*running, *waiting[:_LOOKED_AT]) if _comes_after(lead, p) and p.work > 1]
+    begun = [p for p in running if _comes_after(lead, p) and p.work > 1]
+    behind = begun + [p for p in waiting[:_LOOKED_AT] if _comes_after(lead, p) and p.work > 1]
     if not behind:
         return most
     first = min(p.key[:2] for p in behind)
     before = [p for p in running[:_LOOKED_AT] if p.key[:2] < first]
     left = [p.room - len(p.context.tokens) for p in before if p.work == 1]
-    held = pays(left, [p.work for p in behind], limits.leading_tokens, most, limits.worth_tokens)
-    return limits.leading_tokens if held else most
+    held_to = max(limits.leading_tokens - len(running) + len(begun), 1)
+    return held_to if pays(left, [p.work for p in behind], held_to) else most
 
 
 def _comes_after(lead: tuple[int, float], program: Program) -> bool:

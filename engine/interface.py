@@ -44,8 +44,8 @@ class BatchLimits:
 
     `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
     `ahead_tokens` make a tile: what outputs leave of one, a step computes for next to nothing more, and does so of prompts that
-    nobody waits for; None: no bound. And `leading_tokens` of prompts beside outputs of programs that go before them, where that
-    pays (`budget.pays`); None: as beside others. A step by itself takes as long as `worth_tokens` of prompts.
+    nobody waits for; None: no bound. And a step has `leading_tokens`, the outputs' among them, where these go before the prompts
+    and that pays (`budget.pays`); None: no such bound.
     """
 
     max_sequences: int = 64
@@ -53,7 +53,6 @@ class BatchLimits:
     mixed_tokens: int | None = None
     ahead_tokens: int | None = None
     leading_tokens: int | None = None
-    worth_tokens: int = 0
 
     def __post_init__(self) -> None:
         parts = (self.mixed_tokens, self.ahead_tokens, self.leading_tokens)

@@ -71,7 +71,12 @@ def figures(ours: tuple[float, ...], theirs: tuple[float, ...], without: float) 
     ("ours", "theirs", "without", "told"),
     [
         ((1.0, 1.02, 1.02), (1.0, 1.0, 1.0), 0.5, ""),
-        ((2.0, 2.2, 0.9), (1.0, 1.0, 1.0), 0.5, "0.90, 2.00, 2.20 times over the seeds, which disagree; most by `fairness`"),
+        (
+            (2.0, 2.2, 0.9),
+            (1.0, 1.0, 1.0),
+            0.5,
+            "0.90, 2.00, 2.20 times over the seeds, which disagree; most by `fairness`",
+        ),
         ((2.0, 2.2, 2.1), (1.0, 1.0, 1.0), 0.5, "most by `fairness` (0.5 without it"),
         ((2.0, 2.2, 2.1), (1.0, 1.0, 1.0), 9.0, "no policy alone does it"),
     ],

@@ -66,7 +66,7 @@ def test_agents_whose_contexts_do_not_fit_are_not_all_computed_again_at_each_tur
 
     (aware, theirs), (ours, taken) = run(Policies.none(prefixes=True)), run(Policies())
     assert len(taken) == len(theirs) == 10
-    assert sum(taken) < sum(theirs) / 1.1
+    assert sum(taken) < sum(theirs) / 1.05
     assert max(taken) < 1.3 * max(theirs)
     computed = [next(iter(c.engines.values())).totals["computed_tokens"] for c in (aware, ours)]
     assert computed[1] < computed[0] / 2
@@ -194,21 +194,21 @@ def test_what_is_computed_ahead_is_hastened_when_a_call_needs_it() -> None:
     assert not clock.engine.ahead
 
 
-@pytest.mark.parametrize(("draw", "held"), [(30, True), (1, False)], ids=["many", "one"])
+@pytest.mark.parametrize(("draw", "output", "held"), [(30, 50, True), (1, 900, False)], ids=["many", "one that lasts"])
 def test_prompts_are_computed_in_their_order_and_held_back_beside_many_outputs_that_go_before_them(
-    draw: int, held: bool
+    draw: int, output: int, held: bool
 ) -> None:
     took, ended = {}, {}
     for leading in (None, 100):
         clock = Clock(replace(MODEL, leading=leading))
         for n in range(draw):
-            clock.engine.submit(replace(request(f"draws {n}", ("p", 10), output=50), order=1.0), 0.0)
+            clock.engine.submit(replace(request(f"draws {n}", ("p", 10), output=output), order=1.0), 0.0)
         for name, order in (("late", 3.0), ("early", 2.0)):
             prompt = replace(request(name, (name, 3000), output=1), order=order)
             clock.at(0.1, partial(clock.engine.submit, prompt))
         clock.run()
         assert clock.done["early"] < clock.done["late"]
-        took[leading], ended[leading] = clock.done["late"], clock.done["draws 0"]
+        took[leading], ended[leading] = clock.done["early"], clock.done["draws 0"]
     assert (took[100] > took[None] + 10 * MODEL.base) == held
     assert (ended[100] < ended[None] - 1000 * MODEL.prefill) == held
 

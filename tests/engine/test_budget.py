@@ -71,48 +71,52 @@ def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None
 
 
 @pytest.mark.parametrize(
-    ("order", "draws", "worth", "kept", "steps"),
-    [(0.0, 4, 0, 0, 3), (2.0, 4, 0, 0, 3), (2.5, 4, 0, 0, 5), (2.5, 4, 0, 9, 5), (2.5, 20, 0, 0, 3), (2.5, 4, 5, 0, 3)],
+    ("order", "draws", "prompts", "kept", "steps"),
+    [
+        (0.0, 40, 1, 0, 3),
+        (2.0, 40, 1, 0, 3),
+        (3.0, 40, 1, 0, 8),
+        (3.0, 40, 1, 9, 8),
+        (3.0, 40, 2, 0, 10),
+        (3.0, 4, 2, 0, 8),
+    ],
     ids=[
         "before it",
         "its equal",
         "after it",
-        "and before many for nobody",
-        "done before it ends",
-        "it gains too little",
+        "after it, others for nobody",
+        "two, until one is left",
+        "two, it ends sooner",
     ],
 )
 def test_outputs_hold_back_prompts_that_come_after_them_where_that_pays(
-    order: float, draws: int, worth: int, kept: int, steps: int
+    order: float, draws: int, prompts: int, kept: int, steps: int
 ) -> None:
-    limits = BatchLimits(4, 12, ahead_tokens=1, leading_tokens=4, worth_tokens=worth)
+    limits = BatchLimits(4, 12, ahead_tokens=1, leading_tokens=5)
     machine = serve(HashModel(), pages=64, limits=limits)
     for n in range(kept):
-        machine.retain(RequestId(f"kept {n}"), [n + 4] * 20)
+        machine.retain(RequestId(f"kept {n}"), [n + 6] * 20)
     machine.submit(replace(ask("draws", [1, 2], greedy(draws, ignore_eos=True)), order=2.0))
     machine.step()
-    machine.submit(replace(ask("prompt", [3] * 32, greedy(1)), order=order))
-    said = Said()
-    for _ in range(steps):
-        assert "prompt" not in said.done
+    for n in range(prompts):
+        machine.submit(replace(ask(f"prompt {n}", [n + 3] * 32, greedy(1)), order=order))
+    said, taken = Said(), 0
+    while any(f"prompt {n}" not in said.done for n in range(prompts)):
         said.hear(machine.step())
-    assert "prompt" in said.done
+        taken += 1
+    assert taken == steps
 
 
 @given(
     left=st.lists(st.integers(1, 60), min_size=1, max_size=9),
     prompts=st.lists(st.integers(2, 5000), min_size=1, max_size=9),
-    worth=st.integers(0, 300),
+    held_to=st.integers(1, 500),
 )
-def test_prompts_are_held_back_the_less_the_more_of_them_lose_by_it_and_never_where_outputs_gain_nothing(
-    left: list[int], prompts: list[int], worth: int
-) -> None:
-    held = pays(left, prompts, 96, 4160, worth)
-    assert not (held and all(n * 96 >= sum(prompts) for n in left))
-    split = [half for prompt in prompts for half in (prompt / 2, prompt / 2)]
-    assert held or not pays(left, split, 96, 4160, worth)
-    assert held or not pays(left, prompts, 96, 4160, worth + 1)
-    assert pays(left * 100, prompts, 96, 4160, worth) or not held
+def test_few_outputs_that_last_hold_back_nobody(left: list[int], prompts: list[int], held_to: int) -> None:
+    held = pays(left, prompts, held_to)
+    assert held or len(left) < len(prompts)
+    assert not held or len(left) >= len(prompts) or min(left) * held_to < sum(prompts)
+    assert held <= pays([*left, 1], prompts, held_to)
 
 
 def test_a_step_computes_no_more_of_prompts_beside_outputs_than_those_who_wait_for_its_end_can_bear() -> None:

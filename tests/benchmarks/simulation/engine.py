@@ -2,8 +2,8 @@
 
 Law: a step takes `base + slope x sequences + kv x tokens read + prefill x prompt tokens computed`, tokens that several sequences
 share being read once. Prompts are computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step
-beside the decoding, and `leading` beside calls that go before them where that pays (`engine/budget.py`); prefixes that nobody
-waits for only where there are no others, and as many tokens of them as outputs leave of a `TILE`, as our engine does.
+beside the decoding, and what outputs of calls that go before them leave of `leading` where that pays (`engine/budget.py`);
+prefixes that nobody waits for only where there are no others, and as many tokens of them as outputs leave of a `TILE`.
 """
 
 from __future__ import annotations
@@ -47,11 +47,6 @@ class EngineModel:
     def alone(self) -> float:
         """A step of one sequence."""
         return self.base + self.slope
-
-    @property
-    def worth(self) -> float:
-        """Prompt tokens that take as long as a step takes by itself."""
-        return self.base / self.prefill
 
     def step(self, sequences: int, tokens: float, prompt: float = 0.0) -> float:
         """One step."""
@@ -253,7 +248,8 @@ class Engine:
         first = min(request.order for request in behind)
         left = [last - self.clock for last, _, request in self.decoding if request.order < first]
         prompts = [request.missing if request.admitted else request.prompt_tokens for request in behind]
-        return model.chunk - model.leading if pays(left, prompts, model.leading, model.chunk, model.worth) else 0.0
+        held_to = max(model.leading - len(self.decoding), 1)
+        return model.chunk - held_to if pays(left, prompts, held_to) else 0.0
 
     def _ended(self, now: float) -> None:
         steps = self._jump[0] if self._jump else 1
