@@ -46,7 +46,7 @@ _SUITS = Suits(
     ),
 )
 """132 multiprocessors take products in tiles of 128 rows: these steps, the second with 64 decodes on top, leave none idle. A
-step of 512 rows takes two and a half times as long as decodes alone, and is one of `BUCKETS`, so that none of its rows is padding.
+step of 512 rows takes two and a half times as long as decodes alone, and is one of `BUCKETS`, so that no row of it is padding.
 (One of 448, three and a half tiles, takes longer: 17 ms against 14.6 in many chains.)"""
 
 _SPARE_SHARE = 0.02
