@@ -13,13 +13,13 @@ from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
+from operator import attrgetter
 
 from myna.engine.budget import Budget
 from myna.engine.context import Context, ContextStore
 from myna.engine.errors import OutOfPages
 from myna.engine.interface import BatchLimits
 from myna.engine.program import Importance, Program, ProgramState
-from myna.engine.request import LEAST
 
 _LOOK_AHEAD = 4
 
@@ -58,7 +58,7 @@ class Batch:
         """Put a program in the queue."""
         program.state = ProgramState.WAITING
         insort(self.waiting, program, key=_importance)
-        if _is_awaited(program):
+        if program.awaited:
             self._came.append(program)
 
     def end(self, program: Program) -> None:
@@ -176,7 +176,7 @@ class Batch:
         waiting = [program for program in came if program.state is ProgramState.WAITING]
         if not waiting:
             return
-        for leader in [program for program in self.running if not _is_awaited(program)]:
+        for leader in [program for program in self.running if not program.awaited]:
             if any(_best_leader(program, (leader,), self._store.pool.page_size) for program in waiting):
                 self._preempt(leader)
 
@@ -243,7 +243,7 @@ class Batch:
         if context.tail or not context.caches:
             return False
         size = self._store.pool.page_size
-        leaders = takewhile(_is_awaited, self.running) if _is_awaited(program) else self.running
+        leaders = takewhile(attrgetter("awaited"), self.running) if program.awaited else self.running
         best = _best_leader(program, leaders, size)
         if best is None or best[1] < context.matchable() + size:
             return False
@@ -255,11 +255,6 @@ class Batch:
 
 def _importance(program: Program) -> Importance:
     return program.key
-
-
-def _is_awaited(program: Program) -> bool:
-    """Whether anybody waits for it: all but what is computed ahead."""
-    return program.request.priority > LEAST
 
 
 def _best_leader(program: Program, running: Iterable[Program], page_size: int) -> tuple[Program, int] | None:

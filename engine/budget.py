@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from myna.engine.interface import BatchLimits
 from myna.engine.program import Program
-from myna.engine.request import LEAST
 
 _TILES_ALONE = 4
 """Of a step that computes for nobody alone. On a GPU 256 tokens take half as long again as one."""
@@ -38,17 +37,17 @@ class Budget:
 
     def has_room(self, program: Program) -> bool:
         """Whether a step may compute any more of a prompt of this importance: who would get nothing need not run."""
-        return self._left_for(program) > 0 and (self._ahead != 0 or not _for_nobody(program))
+        return self._left_for(program) > 0 and (self._ahead != 0 or program.awaited)
 
     def part(self, program: Program) -> int:
         """Tokens of a program's prompt that the step may compute."""
         part = min(program.work, max(self._left_for(program), 0))
-        return part if self._ahead is None or not _for_nobody(program) else min(part, self._ahead)
+        return part if self._ahead is None or program.awaited else min(part, self._ahead)
 
     def spend(self, program: Program, tokens: int) -> None:
         """The step computes so many tokens of a program's prompt."""
         self._left -= tokens
-        if self._ahead is not None and _for_nobody(program):
+        if self._ahead is not None and not program.awaited:
             self._ahead -= tokens
 
     def _left_for(self, program: Program) -> int:
@@ -86,22 +85,17 @@ def _held_to(
 def _comes_after(lead: tuple[int, float], program: Program) -> bool:
     """Whether somebody waits for it, and it comes after the first who draws."""
     request = program.request
-    return request.priority > LEAST and lead < (-request.priority, request.order)
-
-
-def _for_nobody(program: Program) -> bool:
-    """Whether it is computed ahead: where somebody waits for it, it has given way to them."""
-    return program.request.priority == LEAST
+    return program.awaited and lead < (-request.priority, request.order)
 
 
 def _ahead(tile: int | None, running: Sequence[Program], waiting: Sequence[Program]) -> int | None:
     """Tokens that a step may compute for nobody: what its outputs leave of a tile of rows, and none beside a prompt that somebody
     waits for. A step with nothing else has a few tiles: somebody may come while it runs."""
-    if tile is None or all(queue[-1].request.priority > LEAST for queue in (running, waiting) if queue):
+    if tile is None or all(queue[-1].awaited for queue in (running, waiting) if queue):
         return None
-    if waiting and waiting[0].request.priority > LEAST:
+    if waiting and waiting[0].awaited:
         return 0
-    awaited = [program for program in running if program.request.priority > LEAST]
+    awaited = [program for program in running if program.awaited]
     if any(program.work > 1 for program in awaited):
         return 0
     return tile - len(awaited) % tile if awaited else _TILES_ALONE * tile

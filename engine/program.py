@@ -14,6 +14,7 @@ from myna.engine.context import Context
 from myna.engine.errors import InvalidPrompt, PromptTooLong
 from myna.engine.output import Output
 from myna.engine.request import (
+    LEAST,
     Delta,
     Event,
     Fill,
@@ -79,6 +80,11 @@ class Program:
     def key(self) -> Importance:
         """Order of importance, the most important program first."""
         return -self.request.priority, self.request.order, self.arrival
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for it: all but what is computed ahead."""
+        return self.request.priority > LEAST
 
     @property
     def owns_context(self) -> bool:
