@@ -48,13 +48,15 @@ class ApiError(BusError):
     @property
     def passing(self) -> bool:
         """Whether trying again may help."""
-        return self.code == NO_RESPONDERS or self.number in (_ID_IN_FLIGHT, _NO_PEERS)
+        return self.code == NO_RESPONDERS or self.number in (_ID_IN_FLIGHT, _SUBJECT_IN_FLIGHT, _NO_PEERS)
 
 
 # JetStream's error numbers
 _STORE_FAILED, _MESSAGE_TOO_LARGE, _ID_IN_FLIGHT = 10077, 10054, 10158
 STREAM_NAME_IN_USE, WRONG_LAST_SEQUENCE = 10058, 10071
 _NO_MESSAGE = 10037
+_SUBJECT_IN_FLIGHT = 10164
+"""An earlier write to the subject, perhaps our own, is not agreed on yet; whether it fits what is expected shows once it is."""
 _NO_PEERS = 10005
 """Too few servers for the replicas that are asked for: those of a cluster that starts may not have found each other yet."""
 

@@ -51,18 +51,21 @@ class Leadership:
         loop = asyncio.get_running_loop()
         renewed = loop.time()
         pulse = codec.encode(Hello(protocol=PROTOCOL, scheduler=self._holder.decode(), lease=self.term, pulse=True))
+        pause = subjects.LEASE_TTL / 4
         while True:
-            await asyncio.sleep(subjects.LEASE_TTL / 4)
+            await asyncio.sleep(pause)
             try:
                 self._revision = await self._bus.renew(LEASE, self._holder, self._revision)
                 renewed = loop.time()
                 await self._bus.publish(subjects.HELLO, pulse)
+                pause = subjects.LEASE_TTL / 4
             except LeaseLost:
                 raise
             except BusError as error:
                 log.warning("the lease was not renewed", reason=str(error))
                 if loop.time() - renewed > subjects.LEASE_TTL * 0.9:
                     raise LeaseLost("the lease ran out while the network was gone") from error
+                pause = subjects.LEASE_TTL / 40  # an election of NATS servers leaves little time
 
     async def release(self) -> None:
         """Give the lease up, so that a standby leads at once."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from myna.actors import codec, outcomes, subjects
-from myna.actors.bus import Bus, Delivery
+from myna.actors.bus import Bus, Delivery, LeaseLost
 from myna.actors.messages import (
     PROTOCOL,
     Call,
@@ -139,11 +139,19 @@ class Stage:
             self._buses[name] = await self._make_bus()
         return self._buses[name]
 
-    async def scheduler(self, name: str = "scheduler") -> Scheduler:
-        """Start a scheduler and wait until it leads."""
+    async def scheduler(self, name: str = "scheduler", *, supervised: bool = False) -> Scheduler:
+        """Start a scheduler and wait until it leads. One that is `supervised` is started anew where it lost its lease."""
         actor = self.schedulers[name] = Scheduler(await self.bus(name), name)
-        await self._start(name, actor.run(), actor.leading)
+        await self._start(name, self._supervise(name, actor) if supervised else actor.run(), actor.leading)
         return actor
+
+    async def _supervise(self, name: str, actor: Scheduler) -> None:
+        while True:
+            try:
+                return await actor.run()
+            except LeaseLost:
+                await self._buses.pop(name).close()
+                actor = self.schedulers[name] = Scheduler(await self.bus(name), name)
 
     async def status(self) -> Status:
         """What the leading scheduler sees."""

@@ -63,6 +63,11 @@ class Routes(Cluster):
         url = bus._link.connected_url
         return None if url is None else next(n for n, server in enumerate(self.servers) if server.port == url.port)
 
+    async def leader_of(self, bus: NatsBus, stream: str) -> int:
+        """The server that leads a stream."""
+        info = await bus._jetstream.api(f"STREAM.INFO.{stream}", {}, timeout=20.0)
+        return next(n for n, server in enumerate(self.servers) if server.config.name == info["cluster"]["leader"])
+
 
 @asynccontextmanager
 async def routes(folder: Path) -> AsyncIterator[Routes]:
