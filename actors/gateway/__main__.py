@@ -1,10 +1,11 @@
-"""`python -m myna.actors.gateway [--port N]`: a gateway as a process of its own."""
+"""`python -m myna.actors.gateway [--port N | --socket FD]`: a gateway as a process of its own."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import resource
+import socket
 from dataclasses import replace
 
 from myna.actors import config, process
@@ -27,9 +28,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     with instruments(settings, "gateway") as watching:
         bus = await config.connect_bus(settings, "gateway", on_reconnect=reconnected)
         try:
-            port = _port() or settings.gateway.port
-            listening = replace(settings.gateway, port=port)
-            gateway = Gateway(bus, listening, settings.tenant, watching.requests(), watching.writer)
+            where = _arguments()
+            listening = replace(settings.gateway, port=where.port or settings.gateway.port)
+            given = None if where.socket is None else socket.socket(fileno=where.socket)
+            gateway = Gateway(bus, listening, settings.tenant, watching.requests(), watching.writer, given)
             held.append(gateway)
             health = Health(settings.health, lambda: gateway.ready.is_set() and bus.connected)
             grace = DRAIN + 5.0
@@ -38,11 +40,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             await bus.close()
 
 
-def _port() -> int | None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="myna.actors.gateway", description=__doc__)
-    parser.add_argument("--port", type=int, help="the port to listen on, in place of the configured one")
-    port: int | None = parser.parse_args().port
-    return port
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--port", type=int, help="the port to listen on, in place of the configured one")
+    where.add_argument("--socket", type=int, help="the descriptor of a socket to listen on, which was opened before")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -52,9 +52,10 @@ class Gateway:
         tenant: str,
         meters: RequestMeters | None = None,
         writer: Writer | None = None,
+        listener: socket.socket | None = None,
     ) -> None:
-        """`meters` and `writer` take figures and spans of requests. Raises `ConfigError`: for a bad table of keys, or none where
-        strangers could ask."""
+        """`meters` and `writer` take figures and spans of requests; `listener` is a socket to listen on, in place of its own.
+        Raises `ConfigError`: for a bad table of keys, or none where strangers could ask."""
         keys = Keys(settings.keys, tenant, settings.rate, time.monotonic)
         local = settings.host in LOOPBACK
         if not local and not keys.needed:
@@ -66,6 +67,7 @@ class Gateway:
         self._writer = writer
         self._watcher = Watcher(bus)
         self._settings = settings
+        self._listener = listener
         self._keys = keys
         self._tenancies: dict[Tenant, Tenancy] = {}
         self._tasks: asyncio.TaskGroup
@@ -77,7 +79,7 @@ class Gateway:
 
     async def run(self) -> None:
         """Serve until `stop`. Raises `OSError` where the port is taken."""
-        with _listen(self._settings.host, self._settings.port or 0) as listener:
+        with self._listener or _listen(self._settings.host, self._settings.port or 0) as listener:
             host, port = listener.getsockname()[:2]
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             async with asyncio.TaskGroup() as self._tasks:
@@ -186,11 +188,15 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
 
-@contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at a port, which nobody need be told of before the server listens."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named for asyncio, which sets TCP_NODELAY only where it is: without, an answer waits for an ACK, 40 ms.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        yield listener
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -56,21 +56,30 @@ class Program(Protocol):
 class ModuleProgram:
     """A Python module run by this interpreter, tied to this process's life, which calls `child.ready`.
 
-    `environment` is asked at each start: it names the port of a server that may just have been started.
+    `environment` is asked at each start: it names the port of a server that may just have been started. `passed` are file
+    descriptors that it gets too, under the same numbers.
     """
 
-    def __init__(self, module: str, *arguments: str, environment: Callable[[], Mapping[str, str]], log: Path) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        environment: Callable[[], Mapping[str, str]],
+        log: Path,
+        passed: tuple[int, ...] = (),
+    ) -> None:
         self._module = module
         self._arguments = arguments
         self._environment = environment
         self._log = log
+        self._passed = passed
 
     async def launch(self) -> Running:
         """Start it. Raises `OSError`."""
         # -P: a file in the working directory must not stand in for a module of ours.
         launcher = [sys.executable, "-P", "-m", "myna.actors.machine", str(os.getpid())]
         arguments = [*launcher, self._module, *self._arguments]
-        return await Process.start(arguments, environment=self._environment(), log=self._log)
+        return await Process.start(arguments, environment=self._environment(), log=self._log, passed=self._passed)
 
 
 class Process:
@@ -82,8 +91,11 @@ class Process:
         self._log = log
 
     @classmethod
-    async def start(cls, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> Process:
-        """Start it; `environment` is all that it gets. Its log is begun anew. Raises `OSError`."""
+    async def start(
+        cls, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path, passed: tuple[int, ...] = ()
+    ) -> Process:
+        """Start it; `environment` and the file descriptors `passed` are all that it gets. Its log is begun anew. Raises
+        `OSError`."""
         listen, speak = os.pipe()
         try:
             with log.open("wb") as output:
@@ -93,7 +105,7 @@ class Process:
                     stdout=output,
                     stderr=output,
                     env={**environment, READY_VARIABLE: str(speak)},
-                    pass_fds=(speak,),
+                    pass_fds=(speak, *passed),
                     start_new_session=True,
                 )
         except BaseException:

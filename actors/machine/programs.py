@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,10 +105,11 @@ def programs(
     engines: int,
     noop: bool,
     models: Sequence[str] = (),
-    gateway: int | None = None,
+    gateway: socket.socket | None = None,
 ) -> dict[str, Program]:
     """How each of `children` is started, or would be. `environment` is that of a process in a role; `logs` the folder of their
-    log files; `models` are given to the engines in turn, where there are any; `gateway` is the port of the gateway."""
+    log files; `models` are given to the engines in turn, where there are any; `gateway` is the socket on
+    which the gateway listens."""
     options = ("--noop",) if noop else ()
     hosts = {
         name: ModuleProgram(
@@ -125,9 +127,12 @@ def programs(
     scheduler = ModuleProgram(SCHEDULER, environment=partial(environment, Role.SCHEDULER), log=logs / "scheduler.log")
     doors: dict[str, Program] = {}
     if gateway is not None:
-        port = ("--port", str(gateway))
-        door = ModuleProgram(GATEWAY, *port, environment=partial(environment, Role.GATEWAY), log=logs / "gateway.log")
-        doors = {"gateway": door}
+        doors["gateway"] = ModuleProgram(
+            *(GATEWAY, "--socket", str(gateway.fileno())),
+            environment=partial(environment, Role.GATEWAY),
+            log=logs / "gateway.log",
+            passed=(gateway.fileno(),),
+        )
     return {"nats": nats, "scheduler": scheduler, **hosts, "endpoints": others, **doors}
 
 

@@ -41,6 +41,8 @@ __all__ = ["AlreadyRunning", "MachineFailed", "Plan", "embedded", "up"]
 
 GATEWAY_PORT = 9000
 """Where a gateway listens, unless that is taken or another is wanted."""
+BACKLOG = 2048
+"""Connections that may wait for the gateway."""
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -76,8 +78,8 @@ class _Assembly:
         tls = None if serving is None else ServerTls(serving.certificate, serving.key)
         self._tls = None if serving is None else Tls(serving.ca)
         self._nats = NatsProgram(ServerConfig(store=store, trust=trust, tls=tls, binary=find_server()))
-        self._port = _free_port(settings.gateway.host, settings.gateway.port) if plan.gateway else None
         engines = plan.engines * max(len(plan.models), 1)
+        self._door = _listen(settings.gateway.host, settings.gateway.port) if plan.gateway else None
         parts = programs(
             self._nats,
             self._environment,
@@ -85,10 +87,17 @@ class _Assembly:
             engines=engines,
             noop=plan.noop,
             models=plan.models,
-            gateway=self._port,
+            gateway=self._door,
         )
+        self._gateway = "" if self._door is None else f"http://{_at(self._door)}"
         processes = children(engines, endpoints=settings.endpoints is not None, gateway=plan.gateway)
         self.machine = Machine(processes, parts, policy=plan.policy, on_change=on_change, log=log)
+
+    def stop(self) -> None:
+        """End it, if it runs: no new requests come in from now on. Idempotent."""
+        if self._door is not None:
+            self._door.close()
+        self.machine.stop()
 
     @property
     def url(self) -> str:
@@ -104,9 +113,7 @@ class _Assembly:
     def info(self) -> home.Info:
         """How others find it, once it is ready."""
         ca = None if self._tls is None else self._tls.ca
-        host = self._settings.gateway.host
-        door = "" if self._port is None else f"http://{f'[{host}]' if ':' in host else host}:{self._port}"
-        return home.Info(os.getpid(), self.url, ca, door)
+        return home.Info(os.getpid(), self.url, ca, self._gateway)
 
     async def tell_policies(self) -> None:
         """Tell the scheduler what each tenant may have: the table may have changed while nothing ran. Raises `BusError`."""
@@ -126,17 +133,23 @@ class _Assembly:
         return child_environment(replace(settings, log=LogSettings(settings.log.level, log_format)))
 
 
-def _free_port(host: str, wanted: int | None) -> int:
-    """The port for the gateway: the one that is wanted, else the usual one, else one that is free. It keeps it for good."""
-    if wanted is not None:
-        return wanted
+def _listen(host: str, wanted: int | None) -> socket.socket:
+    """The gateway's socket, at the port that is wanted, else at the usual one, else at one that is free. The machine holds it, so
+    that what comes while the gateway is started again waits, and nobody else takes the port. Raises `MachineFailed`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in (GATEWAY_PORT, 0):
-        with socket.socket(family, socket.SOCK_STREAM) as trial, contextlib.suppress(OSError):
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind((host, port))
-            return int(trial.getsockname()[1])
-    raise MachineFailed(f"the gateway can't listen on {host!r}: set MYNA_GATEWAY_HOST to an address of this machine")
+    problem = OSError()
+    for port in (GATEWAY_PORT, 0) if wanted is None else (wanted,):
+        try:
+            return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            problem = error
+    what = "MYNA_GATEWAY_HOST to an address of this machine" if wanted is None else "MYNA_GATEWAY_PORT to another port"
+    raise MachineFailed(f"the gateway can't listen on {host!r} ({problem.strerror}): set {what}") from problem
+
+
+def _at(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def up(
@@ -148,8 +161,8 @@ async def up(
     """
     with home.locked(settings.home):
         assembly = _Assembly(settings, plan, settings.home, on_change)
-        with _stopped_by_signals(assembly.machine):
-            async with _running(assembly.machine) as ending:
+        with _stopped_by_signals(assembly):
+            async with _running(assembly) as ending:
                 if ending.done():  # it was stopped while it started
                     return
                 await assembly.tell_policies()
@@ -173,22 +186,22 @@ async def embedded(
     ):
         log = logs.to_file(file, settings.log, process="machine")
         assembly = _Assembly(settings, plan or Plan(), Path(folder), on_change, log)
-        async with _running(assembly.machine):
+        async with _running(assembly):
             yield with_address(settings, assembly.address)
 
 
 @contextlib.asynccontextmanager
-async def _running(machine: Machine) -> AsyncIterator[asyncio.Task[None]]:
-    """Run `machine` inside the block, which begins when all is ready or it has ended, and is cancelled if it fails."""
+async def _running(assembly: _Assembly) -> AsyncIterator[asyncio.Task[None]]:
+    """Run the machine inside the block, which begins when all is ready or it has ended, and is cancelled if it fails."""
     async with _unwrapped(), asyncio.TaskGroup() as tasks:
-        ending = tasks.create_task(_run(machine), name="machine")
-        ready = tasks.create_task(machine.ready.wait())
+        ending = tasks.create_task(_run(assembly.machine), name="machine")
+        ready = tasks.create_task(assembly.machine.ready.wait())
         try:
             await asyncio.wait((ending, ready), return_when=asyncio.FIRST_COMPLETED)
             yield ending
         finally:
             ready.cancel()
-            machine.stop()
+            assembly.stop()
 
 
 async def _run(machine: Machine) -> None:
@@ -210,10 +223,10 @@ async def _unwrapped() -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(machine: Machine) -> Iterator[None]:
+def _stopped_by_signals(assembly: _Assembly) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     for number in _STOP_SIGNALS:
-        loop.add_signal_handler(number, machine.stop)
+        loop.add_signal_handler(number, assembly.stop)
     try:
         yield
     finally:

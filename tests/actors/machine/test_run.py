@@ -4,8 +4,10 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -13,7 +15,7 @@ import pytest
 
 from myna.actors import codec, config, subjects
 from myna.actors.bus import NotAllowed
-from myna.actors.config import Address, Settings
+from myna.actors.config import Address, GatewaySettings, Settings
 from myna.actors.machine import MachineFailed, Plan, embedded, home
 from myna.actors.machine.shell import States
 from myna.actors.machine.supervisor import Policy, State
@@ -86,6 +88,13 @@ async def test_a_machine_answers_heals_and_leaves_no_process(up: Up) -> None:
     assert [line for pid in before | living if (line := command(pid))] == []
     assert home.find(up.home) is None
     assert not home.info_path(up.home).exists()
+
+
+async def test_a_request_waits_while_the_gateway_is_started_again(up: Up) -> None:
+    victim = up.part("myna.actors.gateway")
+    os.kill(victim, signal.SIGKILL)
+    assert ended(victim)
+    assert await answer_over_http(up) == "answer0 answer1"
 
 
 async def test_a_supervisor_that_is_killed_takes_everybody_with_it(up: Up) -> None:
@@ -171,6 +180,14 @@ async def test_an_application_has_a_machine_of_its_own_for_a_while(settings: Set
         assert len(living) == 4
     assert [line for pid in living if (line := command(pid))] == []
     assert not settings.home.exists()
+
+
+async def test_a_port_that_is_taken_is_told_at_once(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        elsewhere = replace(settings, gateway=GatewaySettings(port=taken.getsockname()[1]))
+        with pytest.raises(MachineFailed, match=r"in use.*MYNA_GATEWAY_PORT"):
+            async with embedded(elsewhere, Plan(noop=True, gateway=True)):
+                pass
 
 
 async def test_an_error_in_the_block_comes_out_as_it_is(settings: Settings) -> None:
