@@ -50,9 +50,16 @@ class Batch:
         self.preemptions = 0
         self._came: list[Program] = []
         """Awaited programs that came since the last step: something of theirs may be being computed ahead."""
+        self._learned = False
+        """Whether the tree may hold what is to be kept, and did not before."""
         self._store = store
         self._limits = limits
         self._unpin = unpin
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for any of the programs."""
+        return any(queue[0].awaited for queue in (self.running, self.waiting) if queue)
 
     def add(self, program: Program) -> None:
         """Put a program in the queue."""
@@ -60,6 +67,8 @@ class Batch:
         insort(self.waiting, program, key=_importance)
         if program.awaited:
             self._came.append(program)
+        else:
+            self._learned = True
 
     def end(self, program: Program) -> None:
         """Take a program out, wherever it is."""
@@ -68,6 +77,7 @@ class Batch:
                 self.waiting.remove(program)
             case ProgramState.RUNNING:
                 self.running.remove(program)
+                self._learned = True
             case ProgramState.HELD | ProgramState.ENDED:
                 pass
         program.state = ProgramState.ENDED
@@ -82,17 +92,18 @@ class Batch:
         assert len(contexts) == len(set(contexts)), "two programs work in one context"
         assert not any(program.context.freed for program in (*self.waiting, *self.running)), "a context is gone"
 
-    def schedule(self) -> Schedule:
-        """Choose the next step's tokens and make room for them. Takes waiting programs in where they fit."""
-        schedule = Schedule()
+    def schedule(self, *, calm: bool = True) -> Schedule:
+        """Choose the next step's tokens and make room for them. Takes waiting programs in where they fit. `calm`: as `Budget`
+        has it."""
+        schedule = Schedule(idle=self._take_known())
         self._hand_over()
         self._make_way()
-        budget = Budget(self._limits, self.running, self.waiting)
-        calm = self.preemptions
+        budget = Budget(self._limits, self.running, self.waiting, calm=calm)
+        preempted = self.preemptions
         for program in list(self.running):
             if program.state is ProgramState.RUNNING:
                 self._plan(program, budget, schedule)
-        if self.preemptions == calm:
+        if self.preemptions == preempted:
             self._admit(budget, schedule)
         return schedule
 
@@ -115,6 +126,7 @@ class Batch:
             program.publish_at = None
         if awaited or (chunk.tokens > 1 and not program.context.pending):
             program.context.publish()
+            self._learned = True
 
     def _plan(self, program: Program, budget: Budget, schedule: Schedule) -> None:
         """Plan a running program's next chunk."""
@@ -169,6 +181,22 @@ class Batch:
                 context.drop()
                 return True
         return False
+
+    def _take_known(self) -> list[Program]:
+        """Take out what is to be kept and is in the tree, which costs no step. Where tokens that join a step are cheap, most have
+        some behind their last whole page, and they aren't looked through."""
+        if not self._learned or self._limits.in_company:
+            return []
+        self._learned = False
+        kept = takewhile(lambda program: not program.awaited, reversed(self.waiting))
+        known = [program for program in kept if self._knows(program.context)]
+        for program in known:
+            self.waiting.remove(program)
+            program.state = ProgramState.HELD
+        return known
+
+    def _knows(self, context: Context) -> bool:
+        return self._store.tree.match(context.namespace, context.tokens) == len(context.tokens)
 
     def _hand_over(self) -> None:
         """Who computes for nobody what somebody now waits for gives way to them: what is computed of it they find in the tree."""

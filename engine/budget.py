@@ -17,22 +17,26 @@ from myna.engine.program import Program
 
 _TILES_ALONE = 4
 """Of a step that computes for nobody alone. On a GPU 256 tokens take half as long again as one."""
-
+_ALONE = 256
+"""Tokens of such a step where there are no tiles. On a CPU any part of a prompt costs as much as 90 tokens more."""
 
 _LOOKED_AT = 64
 """Outputs, and prompts that wait, the most important first, by which it is judged whether that pays."""
 
 
 class Budget:
-    """Of one step. `running`, `waiting`: all programs, the most important first."""
+    """Of one step. `running`, `waiting`: all programs, the most important first. `calm`: whether nobody has been served for as
+    long as the limits say."""
 
-    def __init__(self, limits: BatchLimits, running: Sequence[Program], waiting: Sequence[Program]) -> None:
+    def __init__(
+        self, limits: BatchLimits, running: Sequence[Program], waiting: Sequence[Program], *, calm: bool = True
+    ) -> None:
         self._lead = next((program.key[:2] for program in running if program.work == 1), None)
         """Priority and order of the first program that draws in the step."""
         self._left = (limits.mixed_tokens if self._lead is not None else None) or limits.step_tokens
         self._withheld = self._left - _held_to(limits, self._left, self._lead, running, waiting)
         """What those who come after that one have less."""
-        self._ahead = _ahead(limits.ahead_tokens, running, waiting)
+        self._ahead = _ahead(limits.ahead_tokens, running, waiting, calm=calm)
         """What is left for nobody; None: no bound."""
 
     def has_room(self, program: Program) -> bool:
@@ -88,7 +92,7 @@ def _comes_after(lead: tuple[int, float], program: Program) -> bool:
     return program.awaited and lead < (-request.priority, request.order)
 
 
-def _ahead(tile: int | None, running: Sequence[Program], waiting: Sequence[Program]) -> int | None:
+def _ahead(tile: int | None, running: Sequence[Program], waiting: Sequence[Program], *, calm: bool) -> int | None:
     """Tokens that a step may compute for nobody: what its outputs leave of a tile of rows, and none beside a prompt that somebody
     waits for. A step with nothing else has a few tiles: somebody may come while it runs."""
     if tile is None or all(queue[-1].awaited for queue in (running, waiting) if queue):
@@ -98,4 +102,6 @@ def _ahead(tile: int | None, running: Sequence[Program], waiting: Sequence[Progr
     awaited = [program for program in running if program.awaited]
     if any(program.work > 1 for program in awaited):
         return 0
-    return tile - len(awaited) % tile if awaited else _TILES_ALONE * tile
+    if not awaited:
+        return (_TILES_ALONE * tile or _ALONE) if calm else 0
+    return tile - len(awaited) % tile if tile else 0

@@ -76,11 +76,24 @@ class Engine:
         self._named = 0
         self._step_log = StepLog()
         self._step_seconds = self._last_step_seconds = 0.0
+        self._served = float("-inf")
+        """When somebody was waited for last."""
 
     @property
     def has_work(self) -> bool:
-        """Whether another `step` would do or say anything."""
+        """Whether another `step` would do or say anything, at the latest when `rest` is over."""
         return bool(self._jobs) or self._jobs.has_news
+
+    @property
+    def rest(self) -> float:
+        """Seconds for which steps would do nothing, if nothing comes: all that is left is for nobody, and somebody may come."""
+        if self._awaited or self._pipeline or self._jobs.has_news:
+            return 0.0
+        return max(self._served + self.limits.calm - time.perf_counter(), 0.0)
+
+    @property
+    def _awaited(self) -> bool:
+        return self._batch.awaited or self._jobs.compiles
 
     def prepare_constraints(self) -> None:
         """Get ready for outputs with constraints now, not when the first comes: it takes a second for large vocabularies. Raises
@@ -102,12 +115,14 @@ class Engine:
         self, request_id: RequestId, token_ids: Sequence[int], namespace: str = "", *, distance: float = 0.0
     ) -> None:
         """Compute a prefix if need be and keep its pages until `unpin(request_id)`: the last one, if it isn't full, for the first
-        who goes on there.
+        who goes on there; where such a part costs a step as much as many tokens, whole pages alone.
 
         `Done` says that it is there. It is computed when nothing else waits. `distance`: seconds until it is thought to be
         used; pins give way, the farthest first, before a request has to fail for want of pages.
         """
-        request = Request(request_id, (Fill(tuple(token_ids)),), priority=LEAST, namespace=namespace)
+        part = 0 if self.limits.in_company else len(token_ids) % self.pool.page_size
+        kept = Fill(tuple(token_ids[: len(token_ids) - part]))
+        request = Request(request_id, (kept,), priority=LEAST, namespace=namespace)
         self._jobs.begin(request, due=time.perf_counter() + distance)
 
     def unpin(self, request_id: RequestId) -> None:
@@ -158,7 +173,9 @@ class Engine:
         self._jobs.launch_compiled()
         if self._pipeline.holds_up:
             self._read(0)
-        schedule = self._batch.schedule()
+        if self._awaited:
+            self._served = began
+        schedule = self._batch.schedule(calm=began - self._served >= self.limits.calm)
         for program in schedule.idle:
             self._jobs.leave(program)
         if schedule.chunks:

@@ -44,8 +44,9 @@ class BatchLimits:
 
     `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
     `ahead_tokens` make a tile: what outputs leave of one, a step computes for next to nothing more, and does so of prompts that
-    nobody waits for; None: no bound. And a step has `leading_tokens`, the outputs' among them, where these go before the prompts
-    and that pays (`budget.pays`); None: no such bound.
+    nobody waits for; 0: rows are no cheaper in company, and these prompts are computed when nobody has been served for `calm`
+    seconds; None: no bound. And a step has `leading_tokens`, the outputs' among them, where these go before the prompts and
+    that pays (`budget.pays`); None: no such bound.
     """
 
     max_sequences: int = 64
@@ -53,11 +54,17 @@ class BatchLimits:
     mixed_tokens: int | None = None
     ahead_tokens: int | None = None
     leading_tokens: int | None = None
+    calm: float = 0.0
 
     def __post_init__(self) -> None:
         parts = (self.mixed_tokens, self.ahead_tokens, self.leading_tokens)
         if min(self.max_sequences, self.step_tokens, *(part or 1 for part in parts)) < 1:
             raise ValueError("a batch needs room for at least one sequence and one token")
+
+    @property
+    def in_company(self) -> bool:
+        """Whether tokens that join a step are cheaper than in a step of their own."""
+        return self.ahead_tokens != 0
 
 
 @dataclass(frozen=True, slots=True)

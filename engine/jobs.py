@@ -64,6 +64,11 @@ class Jobs:
         return ((request_id, job.programs) for request_id, job in self._jobs.items())
 
     @property
+    def compiles(self) -> bool:
+        """Whether a request waits for its grammars."""
+        return bool(self._compiling)
+
+    @property
     def has_news(self) -> bool:
         """Whether there is an event to tell."""
         return bool(self._events)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from myna.engine.attention import Attention, AttentionStep, LayerShape, TorchAttention
 from myna.engine.immediate import ImmediateRunner
-from myna.engine.interface import ModelSpec, StepUnderWay
+from myna.engine.interface import BatchLimits, ModelSpec, StepUnderWay, Suits
 from myna.engine.plan import StepPlan
 from myna.engine.sampler import DrawnAlready, Row, begin
 from myna.engine.split import split
@@ -64,6 +64,8 @@ class Model(ImmediateRunner):
     """A decoder with its KV pool; implements `interface.ModelRunner`. Made by `admission.admit`, not by hand."""
 
     spec: ModelSpec
+    suits = Suits(limits=BatchLimits(ahead_tokens=0, calm=0.1))
+    """Any part of a prompt costs a step as much as some 90 tokens, beside outputs as alone."""
 
     def __init__(self, network: Network, attention: Attention, spec: ModelSpec) -> None:
         self.spec = spec

@@ -78,7 +78,7 @@ class EngineServer:
                 works = self._works and not congested
                 interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0)
                 selector.modify(self._channel, interest)
-                ready = selector.select(0 if works else self._config.stall_seconds if congested else None)
+                ready = selector.select(self._pause if works else self._config.stall_seconds if congested else None)
                 if any(mask & selectors.EVENT_READ for _, mask in ready):
                     self._read()
                 if self._flush() or not congested:
@@ -96,6 +96,11 @@ class EngineServer:
     def _works(self) -> bool:
         """Whether there is anything to do."""
         return bool(self._inbox) or self._engine.has_work
+
+    @property
+    def _pause(self) -> float:
+        """Seconds for which there is nothing to do, unless the host says something."""
+        return 0.0 if self._inbox else self._engine.rest
 
     def _work(self) -> None:
         """Hear those who wait, do a step, and hear what to keep: on a GPU the next step has begun when `step` returns."""
@@ -313,6 +318,8 @@ def _load(options: argparse.Namespace, held: ExitStack) -> tuple[Engine, PromptT
         limits = replace(limits, max_sequences=options.max_sequences)
     if options.step_tokens is not None:
         limits = replace(limits, step_tokens=options.step_tokens, mixed_tokens=None)
+    if options.ahead_tokens is not None:
+        limits = replace(limits, ahead_tokens=options.ahead_tokens)
     config = EngineConfig(options.page_size, options.kv_tokens, options.kv_bytes, limits)
     return Engine(model, tokenizer, config), PromptTokenizer(tokenizer)
 
@@ -347,6 +354,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kv-bytes", type=int, default=None, help="bytes of KV, where tokens aren't given")
     parser.add_argument("--max-sequences", type=int, default=None)
     parser.add_argument("--step-tokens", type=int, default=None)
+    parser.add_argument(
+        "--ahead-tokens",
+        type=int,
+        default=None,
+        help="rows that a step fills with prompts that nobody waits for yet; 0: these wait until nobody is served",
+    )
     parser.add_argument("--threads", type=int, default=None, help="threads that torch may use")
     return parser
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 
 from myna.engine.budget import pays
+from myna.engine.engine import Engine
 from myna.engine.interface import BatchLimits
 from myna.engine.request import RequestId
 from tests.engine.driving import Said, ask, drain, greedy
@@ -142,3 +143,59 @@ def test_of_many_prompts_to_compute_ahead_only_those_that_get_a_part_of_the_step
         said.hear(machine.step())
         assert machine.stats().running <= 2
     assert sorted(drain(machine, said).done)[1:] == [f"ahead {n}" for n in range(6)]
+
+
+def in_peace(calm: float = 0.0) -> Engine:
+    """An engine that computes for nobody only when nobody is served, as on a CPU. Its pages have four tokens."""
+    return serve(HashModel(), pages=64, limits=BatchLimits(4, 32, ahead_tokens=0, calm=calm))
+
+
+def test_where_rows_are_no_cheaper_in_company_nothing_is_computed_ahead_beside_an_output() -> None:
+    machine = in_peace()
+    machine.submit(ask("output", [1, 2], greedy(3, ignore_eos=True)))
+    machine.step()
+    machine.retain(RequestId("ahead"), [3] * 24)
+    computed = machine.stats().computed_tokens
+    for _ in range(2):
+        machine.step()
+        computed += 1
+        assert machine.stats().computed_tokens == computed
+    assert "ahead" in drain(machine).done
+    assert machine.stats().computed_tokens == computed + 24
+
+
+def test_nor_before_it_is_calm() -> None:
+    machine = in_peace(calm=1000.0)
+    machine.submit(ask("output", [1, 2], greedy(1)))
+    machine.retain(RequestId("ahead"), [3] * 24)
+    machine.step()
+    assert machine.rest > 900, "somebody was served just now"
+    machine.step()
+    assert machine.stats().computed_tokens == 2
+    machine.submit(ask("comes", [3] * 25, greedy(1)))
+    assert machine.rest == 0
+    assert "comes" in drain_awaited(machine)
+
+
+def test_what_is_to_be_kept_costs_no_step_where_somebody_has_computed_it() -> None:
+    machine = in_peace(calm=1000.0)
+    machine.retain(RequestId("kept"), [3] * 9)
+    machine.submit(ask("reads", [3] * 10, greedy(3, ignore_eos=True)))
+    assert drain_awaited(machine) == ["kept", "reads"]
+    assert machine.stats().computed_tokens == 10 + 2
+    assert machine.stats().pins == 1
+
+
+def test_less_than_a_page_is_not_kept_where_it_would_cost_a_step() -> None:
+    machine = in_peace(calm=1000.0)
+    machine.retain(RequestId("kept"), [3] * 3)
+    assert drain(machine).done == ["kept"]
+    assert not machine.stats().computed_tokens
+
+
+def drain_awaited(machine: Engine) -> list[str]:
+    """Step until nothing is left but what nobody waits for; returns what is done."""
+    said = Said()
+    while machine.has_work and not machine.rest:
+        said.hear(machine.step())
+    return said.done

@@ -25,6 +25,7 @@ from tests.engine.tiny_folder import tiny_folder
 from tests.engine.tiny_tokenizers import byte_level
 
 torch.set_num_threads(1)
+LIMITS = BatchLimits(4, 64)
 
 
 @dataclass
@@ -67,7 +68,7 @@ def host() -> Iterator[Host]:
     ours, theirs = socket.socketpair()
     ours.settimeout(20)
     model = HashModel(vocabulary=len(byte_level()), context_length=200, eos=399)
-    config = EngineConfig(page_size=4, kv_tokens=400, limits=BatchLimits(4, 64), checks=True)
+    config = EngineConfig(page_size=4, kv_tokens=400, limits=LIMITS, checks=True)
     tokenizer = byte_level()
     engine = Engine(model, tokenizer, config)
     server = EngineServer(
@@ -208,13 +209,13 @@ class Stepping(HashModel):
         return super().begin(plan, rows)
 
 
-def happenings(*commands: frames.Command, clock: Callable[[], float] = time.monotonic) -> list[str]:
+def happenings(
+    *commands: frames.Command, clock: Callable[[], float] = time.monotonic, limits: BatchLimits = LIMITS
+) -> list[str]:
     """What a server does that finds all of these calls and prompts at once."""
     happened: list[str] = []
     ours, theirs = socket.socketpair()
-    engine = Engine(
-        Stepping(happened), byte_level(), EngineConfig(page_size=4, kv_tokens=400, limits=BatchLimits(4, 64))
-    )
+    engine = Engine(Stepping(happened), byte_level(), EngineConfig(page_size=4, kv_tokens=400, limits=limits))
     server = EngineServer(engine, Recorded(happened), theirs, clock=clock)
     host = Host(ours)
     with ours, theirs:
@@ -239,6 +240,15 @@ def test_many_prompts_at_once_hold_no_step_up_for_long() -> None:
     happened = happenings(*calls, clock=lambda: next(ticks))  # a second for each look at the clock
     assert [what for what in happened if what != "step"] == ["a", "b", "c"]
     assert happened.index("a") < happened.index("step") < happened.index("b")
+
+
+def test_a_server_that_waits_until_it_is_calm_does_not_turn_in_place() -> None:
+    turns = itertools.count()
+    limits = BatchLimits(4, 64, ahead_tokens=0, calm=0.05)
+    kept = frames.Retain("kept", call("kept for a call to come"))
+    happened = happenings(frames.Submit("a", call("abc", 4)), kept, clock=lambda: next(turns), limits=limits)
+    assert happened[-1] == "step", "it was computed in the end"
+    assert next(turns) < 60
 
 
 def test_stop_with_drain_finishes_what_was_submitted_and_refuses_the_rest(host: Host) -> None:

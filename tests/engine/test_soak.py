@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,6 +20,14 @@ CONFIG = EngineConfig(page_size=4, kv_tokens=400, limits=BatchLimits(12, 64))
 def test_a_long_random_life_leaks_nothing_and_changes_no_output() -> None:
     soak = Soak(Engine(admit(build("llama"), "llama"), words(VOCAB_SIZE), CONFIG), seed=1)
     soak.live(700)
+    soak.end()
+    assert_lively(soak)
+
+
+def test_nor_does_one_that_computes_for_nobody_only_in_peace() -> None:
+    config = replace(CONFIG, limits=BatchLimits(12, 64, ahead_tokens=0))
+    soak = Soak(Engine(HashModel(vocabulary=VOCAB_SIZE, context_length=512), words(VOCAB_SIZE), config), seed=4)
+    soak.live(1000)
     soak.end()
     assert_lively(soak)
 

@@ -55,11 +55,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Overheard(EngineBackend):
-    """Reports of attempts that its worker knows nothing of can be listened to."""
+    """Reports of attempts that its worker knows nothing of can be listened to. It computes ahead beside outputs, as on a GPU."""
 
     def __init__(self, settings: config.Settings) -> None:
         super().__init__(settings)
         self.said: asyncio.Queue[Report] = asyncio.Queue()
+
+    def _command_line(self, fd: int) -> list[str]:
+        return [*super()._command_line(fd), "--ahead-tokens", "512"]
 
     async def start(self, report: Reporter) -> Offer:
         def heard(said: Report | Offered) -> None:
