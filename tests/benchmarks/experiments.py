@@ -2,7 +2,7 @@
 
     python tests/benchmarks/experiments.py [NAME ...] [--scale gpu|cpu|tiny] [--shape SHAPE] [--runs N] [--enough SECONDS]
         [--few] [--json FILE] [--timelines FILE] [--without POLICY ... [--without-in NAME ...]] [--gateway [NAME ...]]
-        [--unshared [NAME ...]] [--peers [NAME ...]] [--patience SECONDS] [--quick]
+        [--unshared [NAME ...]] [--peers [NAME ...]] [--patience SECONDS] [--ahead ROWS ... [--ahead-in NAME ...]] [--quick]
 
 Real NATS, scheduler and engine, each a process of its own; the applications are this process. Texts are exact to the token,
 outputs have fixed lengths, arms take turns, each run begins with a cold prefix cache of its own. What the arms are says
@@ -44,11 +44,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--without", nargs="+", default=[], metavar="POLICY", help="also Myna without each of these")
     for option, what in (
         ("--without-in", "the experiments in which a policy is left out"),
+        ("--ahead-in", "the experiments in which steps are filled otherwise"),
         ("--gateway", "also (b) through the gateway"),
         ("--unshared", "also (b) on an engine that reads prefixes for each request"),
         ("--peers", "also servers of others"),
     ):
         made.add_argument(option, nargs="*", metavar="NAME", help=f"{what}; all of those that are run, without a name")
+    made.add_argument(
+        "--ahead", nargs="+", type=int, default=[], metavar="ROWS", help="also Myna on engines that fill steps so far"
+    )
     made.add_argument("--patience", type=float, default=120.0, help="seconds for a run of a server of others")
     made.add_argument("--json", type=Path)
     made.add_argument("--timelines", type=Path)
@@ -80,6 +84,8 @@ def main() -> None:
         also(options.gateway),
         also(options.unshared),
         also(options.peers),
+        options.ahead,
+        also([] if options.ahead_in is None else options.ahead_in),
     )
     show(asyncio.run(bench(engine, chosen, extent, beside, keep)).rows)
 

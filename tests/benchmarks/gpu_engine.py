@@ -169,7 +169,11 @@ class Bench:
 
     def text(self, tokens: int) -> Tokens:
         """Random token ids, as many as the shape in use makes of `tokens`."""
-        return [self._random.randrange(3, self._vocabulary) for _ in range(self.length(tokens))]
+        return self.exactly(self.length(tokens))
+
+    def exactly(self, tokens: int) -> Tokens:
+        """So many random token ids, whatever the shape."""
+        return [self._random.randrange(3, self._vocabulary) for _ in range(tokens)]
 
     def generate(
         self, prompts: Sequence[Tokens], tokens: int, *, namespace: str = "", cached: bool = True

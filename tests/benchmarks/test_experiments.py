@@ -16,7 +16,7 @@ from tests.benchmarks.experiment.comparing import CACHED, MYNA, panel_of, rows_o
 from tests.benchmarks.experiment.made import SHAPES, network
 from tests.benchmarks.experiment.pictures import draw_all, draw_modelled
 from tests.benchmarks.experiment.profile import parts
-from tests.benchmarks.experiment.running import Engine, Extent, bench
+from tests.benchmarks.experiment.running import Beside, Engine, Extent, bench
 from tests.benchmarks.experiment.scheduling import ALL, all_but, policies_of
 from tests.benchmarks.experiment.smoke import fallen, ratios
 from tests.benchmarks.experiment.words import made_tokenizer, made_words
@@ -38,7 +38,7 @@ def test_made_texts_have_exactly_the_tokens_that_were_asked_for(tokens: int) -> 
 
 
 def test_a_name_of_no_experiment_is_refused_with_those_that_there_are() -> None:
-    assert [e.name for e in named(Scale.TINY, ["map-reduce."])] == ["map-reduce"]
+    assert [e.name for e in named(Scale.TINY, ["map-reduce.", "chain s"])] == ["map-reduce", "chain summary"]
     with pytest.raises(ValueError, match=r"'chian'; there are chain summary, map-reduce"):
         named(Scale.TINY, ["chian"])
 
@@ -187,6 +187,10 @@ def test_pictures_and_their_data_are_written(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.cluster
 async def test_an_experiment_runs_through_nats_scheduler_and_engine_in_every_arm() -> None:
-    done = await bench(Engine(Scale.TINY, "tiny", "cpu"), named(Scale.TINY, ["best of n"]), Extent(1, few=True))
-    assert ratios(done.rows).keys() == {("best of n", "0 ms ratio to (b)")}
+    chosen = named(Scale.TINY, ["best of n"])
+    done = await bench(
+        Engine(Scale.TINY, "tiny", "cpu"), chosen, Extent(1, few=True), Beside(widths=[16], early=chosen)
+    )
+    kept = {("best of n", "0 ms ratio to (b)"), ("best of n", "0 ms ratio to Myna, 16 rows ahead")}
+    assert ratios(done.rows).keys() == kept
     assert [len(panel["calls"]) for panel in done.timelines["best of n"]["panels"]] == [4, 4]

@@ -82,6 +82,8 @@ def engine_of(options: argparse.Namespace) -> tuple[Engine, Any]:
     limits = model.suits.limits
     if options.max_sequences is not None:
         limits = replace(limits, max_sequences=options.max_sequences)
+    if options.ahead_tokens is not None:
+        limits = replace(limits, ahead_tokens=options.ahead_tokens)
     config = EngineConfig(kv_tokens=options.kv_tokens, limits=limits, small_run=options.small_run)
     return Engine(model, tokenizer, config), tokenizer
 
@@ -95,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--kv-tokens", type=int, default=None)
     made.add_argument("--max-sequences", type=int, default=None)
+    made.add_argument("--ahead-tokens", type=int, default=None, help="as the engine process has it")
     made.add_argument(
         "--small-run", type=int, default=SMALL_RUN, help="tokens from which a shared run is read once for all"
     )

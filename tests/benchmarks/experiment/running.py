@@ -52,9 +52,11 @@ class Engine:
 
         return common_words(load(device="cpu").tokenizer)
 
-    def options(self, *, memory: int | None = None, unshared: bool = False) -> list[str]:
+    def options(self, *, memory: int | None = None, unshared: bool = False, ahead: int | None = None) -> list[str]:
         """How its process is started."""
         chosen = [] if memory is None else ["--kv-tokens", str(memory)]
+        if ahead is not None:
+            chosen += ["--ahead-tokens", str(ahead)]
         if unshared:
             chosen += ["--small-run", str(UNSHARED_RUN)]
         if self.shape == DEFAULT and not chosen:
@@ -90,13 +92,16 @@ class Extent:
 @dataclass(frozen=True)
 class Beside:
     """What else is run, once, on which experiments each: Myna without each of `policies`, (b) through the gateway, (b) where each
-    request reads its prefix for itself, servers of others."""
+    request reads its prefix for itself, servers of others. And Myna `early`, on engines that fill steps to each of `widths` rows
+    with what is computed ahead."""
 
     policies: Sequence[str] = ()
     without: Sequence[Experiment] = ()
     gateway: Sequence[Experiment] = ()
     unshared: Sequence[Experiment] = ()
     peers: Sequence[Experiment] = ()
+    widths: Sequence[int] = ()
+    early: Sequence[Experiment] = ()
 
 
 class Bench:
@@ -132,6 +137,12 @@ class Bench:
         await self._serve(self._engine.options(unshared=True))
         await self._again(experiment, waiting(Client.CACHED, engine=UNSHARED))
 
+    async def early(self, experiment: Experiment, width: int) -> None:
+        """Myna where steps are filled to so many rows with what is computed ahead; beside the rows."""
+        await self._serve(self._engine.options(memory=experiment.memory, ahead=width))
+        arm = replace(MYNA, engine=f"{width} rows ahead")
+        self._compare(experiment, arm, *[await self._measured(experiment, arm) for _ in self._extent.turns()])
+
     async def gateway(self, experiments: Sequence[Experiment]) -> None:
         """(b) once more, by way of the gateway."""
         await self._serve(self._engine.options())
@@ -157,12 +168,16 @@ class Bench:
         self._options = None
 
     async def _again(self, experiment: Experiment, arm: Arm) -> None:
-        self._compare(experiment, arm, experiment.measure(await self._perform(experiment, arm)))
+        self._compare(experiment, arm, await self._measured(experiment, arm))
 
-    def _compare(self, experiment: Experiment, arm: Arm | str, seconds: float) -> None:
+    async def _measured(self, experiment: Experiment, arm: Arm) -> float:
+        return experiment.measure(await self._perform(experiment, arm))
+
+    def _compare(self, experiment: Experiment, arm: Arm | str, *runs: float) -> None:
         """Another arm's seconds, and their ratio to Myna's at 0 ms, if these are known."""
         case = f"{experiment.name}: {experiment.sizes}"
-        made = [row(case, f"{arm}: {experiment.metric}", "s", "lower", [seconds])]
+        made = [row(case, f"{arm}: {experiment.metric}", "s", "lower", list(runs))]
+        seconds = made[0].value
         ours = self._seconds(experiment, MYNA)
         if ours is not None:
             who = str(arm).removesuffix(", 0 ms")
@@ -235,6 +250,9 @@ async def bench(
                         await found.without(experiment, policy)
                 if memory is None and beside.gateway:
                     await found.gateway(beside.gateway)
+            for width in beside.widths:
+                for experiment in beside.early:
+                    await found.early(experiment, width)
             for experiment in beside.unshared:
                 await found.unshared(experiment)
             if beside.peers:

@@ -304,8 +304,8 @@ EXPERIMENTS: dict[Scale, tuple[Experiment, ...]] = {
 
 
 def named(scale: Scale, names: Sequence[str]) -> list[Experiment]:
-    """The experiments whose names begin with one of `names`; all, if there are none; a name that ends in `.` is meant exactly.
-    Raises ValueError for a name of none."""
+    """The experiments whose names begin with one of `names`, in their order; all, if there are none; a name that ends in `.` is
+    meant exactly. Raises ValueError for a name of none."""
     every = EXPERIMENTS[scale]
 
     def meant(name: str, experiment: Experiment) -> bool:
@@ -315,4 +315,4 @@ def named(scale: Scale, names: Sequence[str]) -> list[Experiment]:
         if not any(meant(name, e) for e in every):
             known = ", ".join(e.name for e in every)
             raise ValueError(f"no experiment is called {name!r}; there are {known}")
-    return [e for e in every if not names or any(meant(name, e) for name in names)]
+    return list(dict.fromkeys(e for name in names for e in every if meant(name, e))) if names else list(every)
