@@ -3,8 +3,8 @@
     python tests/benchmarks/step_times.py [--json FILE] [--model FILE] [--record FILE]
 
 Decoding of 1 to 32 sequences over contexts of 64 to 1024 tokens, and prompts. A part of the points is held out of the fit, and
-decoding under a shared prefix is; the rows tell each point's measured time and the model's error. `--record` fits to a record of
-`gpu_engine.py` instead of measuring. `--model` writes the fitted model, for `simulate.py --engine`.
+decoding under a shared prefix is; the rows tell each point's measured time and the model's error. `--record` fits our model of
+an H100 to a record of `gpu_engine.py` instead of measuring. `--model` writes the fitted model, for `simulate.py --engine`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.reporting import Row, show, write
-from tests.benchmarks.simulation.engine import EngineModel
-from tests.benchmarks.simulation.fitting import Point, errors, fit, points_of
+from tests.benchmarks.simulation.engine import OURS, EngineModel, load
+from tests.benchmarks.simulation.fitting import Point, errors, fit, points_of, refit
 
 FIRST, LAST = 4, 36
 """Tokens that are drawn in the shorter and in the longer run of one decoding; a step is their difference."""
@@ -105,12 +105,11 @@ def main() -> None:
     if arguments.record is not None:
         record = json.loads(arguments.record.read_text())
         points = points_of(record["rows"])
-        model = fit(
-            points, f"{record['device']}, Myna {record['commit'][:7]}", chunk=4160, tokens=400_000, sequences=256
-        )
+        model = refit(load(OURS), points, f"{record['device']}, Myna {record['commit'][:7]}")
     else:
         points = measure()
-        model = fit(points, "SmolLM2-135M in bfloat16 on 2 cores, Myna", chunk=CHUNK, tokens=24_000, sequences=64)
+        model = fit(points, "SmolLM2-135M in bfloat16 on 2 cores, Myna")
+        model = replace(model, chunk=CHUNK, tokens=24_000, sequences=64)
     rows = rows_of(model, points)
     show(rows)
     for row in rows:

@@ -13,9 +13,9 @@ from tests.benchmarks.experiment.modelled import Simulation, job_of, perform
 from tests.benchmarks.experiment.simulated import Job, gpts, highest_rate, most_gpts
 from tests.benchmarks.experiment.words import made_words
 from tests.benchmarks.experiment.workloads import Experiment, Scale, chain, map_reduce, named
-from tests.benchmarks.simulation.engine import load
+from tests.benchmarks.simulation.engine import OURS, load
 
-MODEL, WORDS = load(simulated.FITTED), made_words(1000)
+MODEL, WORDS = load(OURS), made_words(1000)
 
 
 def seconds(arm: Arm, jobs: Sequence[Job]) -> float:

@@ -5,7 +5,7 @@ import pytest
 from myna.engine.engine import Engine, EngineConfig
 from myna.engine.plan import Span, StepPlan
 from tests.benchmarks.experiment.made import PACED, engine_of, parser
-from tests.benchmarks.experiment.paced import PacedModel, seconds
+from tests.benchmarks.experiment.paced import KV_BYTES, PacedModel, seconds
 from tests.engine.driving import ask, drain, greedy
 from tests.engine.tiny_tokenizers import words
 
@@ -19,7 +19,7 @@ def decode(keys: int) -> StepPlan:
 def test_a_step_takes_longer_the_more_rows_it_has_and_the_more_it_reads() -> None:
     rows = [seconds(n, 0) for n in (1, 16, 64, 256, 512, 1114, 4224, 16_896)]
     assert rows == sorted(set(rows))
-    assert seconds(1, 30_000) - seconds(1, 0) == pytest.approx(30_000 * 131_072 / 3e12)
+    assert seconds(1, 30_000) - seconds(1, 0) == pytest.approx(30_000 * KV_BYTES / 3e12, rel=0.05)  # 3 TB/s
 
 
 def test_steps_follow_one_another_and_begin_anew_when_the_last_is_over() -> None:

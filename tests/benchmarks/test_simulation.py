@@ -12,11 +12,12 @@ from hypothesis import given, settings
 
 from myna.actors.scheduler.policies import Policies
 from myna.actors.scheduler.policies.prefixes import Boundary
+from myna.engine.gpu_model import BUCKETS
 from tests.benchmarks.experiment.simulated import agents
 from tests.benchmarks.simulate import giant, policies, run_giant, simulate
 from tests.benchmarks.simulation.cluster import Cluster
-from tests.benchmarks.simulation.engine import Engine, EngineModel, Request, load
-from tests.benchmarks.simulation.fitting import Point, errors, fit, points_of
+from tests.benchmarks.simulation.engine import OURS, Engine, EngineModel, Request, load
+from tests.benchmarks.simulation.fitting import Point, errors, fit, points_of, refit
 from tests.benchmarks.simulation.workloads import WORKLOADS, alone, jobs
 
 MODEL = load()
@@ -57,7 +58,7 @@ def test_a_graph_of_thousands_of_calls_is_run_and_closed_without_leaking() -> No
 
 
 def test_agents_whose_contexts_do_not_fit_are_not_all_computed_again_at_each_turn_and_none_waits_for_ever() -> None:
-    model = replace(load(Path(__file__).parent / "simulation" / "h100_myna.json"), tokens=100_000)
+    model = replace(load(OURS), tokens=100_000)
 
     def run(policy: Policies) -> tuple[Cluster, list[float]]:
         cluster = Cluster(model, 1, policy, check=True)
@@ -144,6 +145,26 @@ def test_the_fit_to_our_own_engines_steps_on_an_h100_is_near_on_what_it_has_not_
     assert len(unseen) == 4
     assert max(unseen) < 0.12
     assert sum(unseen) / 4 < 0.07
+
+
+def test_measured_steps_are_met_and_foretell_those_that_nothing_was_fitted_to_within_five_percent() -> None:
+    record = json.loads((Path(__file__).parent / "results" / "h100" / "gpu_engine.json").read_text())
+    points = points_of(record["rows"])
+    model = load(OURS)
+    found = errors(model, points)
+    assert max(abs(found[p.name]) for p in points if p.seen) < 0.01
+    assert max(abs(found[p.name]) for p in points if not p.seen) < 0.05
+    assert refit(model, points, model.source) == model
+
+
+def test_a_step_of_measured_rows_is_padded_as_the_engine_pads_it_and_between_them_lies_on_a_line() -> None:
+    model = load(OURS)
+    assert model.buckets == BUCKETS
+    assert dict(model.steps)[512] == model.step(512, 0.0) == model.step(25, 0.0, 430.5)
+    longer = model.step(0, 0.0, 2000.0) - model.step(0, 0.0, 1500.0)  # too many for a bucket
+    assert longer == pytest.approx(500 * model.prompt, rel=0.01)
+    assert model.step(1, 1000.0) - model.alone == pytest.approx(1000 * model.kv)
+    assert model.step(20_000, 0.0) > dict(model.steps)[16_384]
 
 
 @pytest.mark.parametrize("name", ["cpu2.json", "h100_myna.json"])

@@ -1,37 +1,34 @@
 """A model that takes a GPU's time and computes nothing: what is measured over it is all the rest, with real processes.
 
-Law: a step takes what one of as many rows took on an H100 with Llama-3-8B's shape, and longer for the KV that it reads. Steps
-follow one another, and nobody waits for one before it is read. What is drawn means nothing; no figure of it is a GPU's.
+Law: a step takes what one of as many rows took on an H100 with Llama-3-8B's shape, and longer for the KV that it reads, as the
+simulator has it (`simulation/h100_myna.json`). Steps follow one another, and nobody waits for one before it is read. What is
+drawn means nothing; no figure of it is a GPU's.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 
-import numpy as np
-
-from myna.engine.gpu_model import BUCKETS, GpuModel
+from myna.engine.gpu_model import GpuModel
 from myna.engine.interface import BatchLimits, ModelSpec
 from myna.engine.plan import StepPlan
 from myna.engine.sampler import Drawn, Row
 from tests.benchmarks.gpu_engine import LLAMA_3_8B
+from tests.benchmarks.simulation.engine import OURS, EngineModel, load
 
-ROWS = (1, 64, 256, 512, 1114)
-SECONDS = (0.00552, 0.00605, 0.0083, 0.0138, 0.0264)
-"""Steps of so many rows, as measured: decoding alone, with 63 tokens computed ahead, and prompts. See REPORT.md."""
-PREFILL = 42_200
-"""Tokens a second of longer steps."""
 KV_BYTES = 131_072
-BANDWIDTH = 3e12
-"""Bytes a second at which KV is read."""
+
+
+@cache
+def _h100() -> EngineModel:
+    return load(OURS)
 
 
 def seconds(rows: int, read: int) -> float:
     """A step of so many rows that reads so many tokens of KV."""
-    padded = next((bucket for bucket in BUCKETS if bucket >= rows), rows)
-    computing = float(np.interp(padded, ROWS, SECONDS)) if padded <= ROWS[-1] else padded / PREFILL
-    return computing + read * KV_BYTES / BANDWIDTH
+    return _h100().step(rows, read)
 
 
 class PacedModel:

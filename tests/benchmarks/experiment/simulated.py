@@ -3,7 +3,7 @@ virtual clock. Not measured: modelled.
 
     python -m tests.benchmarks.experiment.simulated [--json FILE] [--quick]
 
-The engines are fitted to measured steps of ours (`simulation/engine.py`); the fit's errors are rows. Arms are those of
+The engines take the measured steps of ours (`simulation/h100_myna.json`); how far they are off is rows. Arms are those of
 `arms.py`, as `modelled.py` plays them; beside them `TODAY`, as servers commonly are: each request reads a shared prefix for
 itself, and goes where there is the least load. A ratio's floor is what it could be at most, whoever served on these engines.
 """
@@ -28,13 +28,12 @@ from tests.benchmarks.experiment.scheduling import all_but
 from tests.benchmarks.experiment.words import made_words
 from tests.benchmarks.experiment.workloads import EXPERIMENTS, Experiment, Scale
 from tests.benchmarks.reporting import Row, row, show, write
-from tests.benchmarks.simulation.engine import HERE, EngineModel, load
+from tests.benchmarks.simulation.engine import OURS, EngineModel, load
 from tests.benchmarks.simulation.fitting import errors, points_of
 from tests.benchmarks.simulation.metrics import of_kind, percentile
 from tests.benchmarks.simulation.workloads import LATENCY, THROUGHPUT, Job, Stage, alone, constant
 
 ENGINES = 4
-FITTED = HERE / "h100_myna.json"
 TODAY = Arm(Client.CACHED, switches="", engine=f"{UNSHARED}, placed by load")
 GPTS = ((7437, 7, 704), (1116, 8, 89), (1694, 4, 631), (2031, 4, 416))
 """Tokens of prompt, question and answer of the paper's four applications."""
@@ -159,7 +158,7 @@ def on_one(experiment: Experiment, model: EngineModel, policies: Sequence[str]) 
     """An experiment on one modelled engine: its ratios, and Myna's seconds with each policy switched off in turn."""
     words = made_words(WORDS)
     taken = {arm: [perform(experiment, arm, words, model)] for arm in ARMS}
-    soonest = floors.outcomes(experiment.loads(words), floors.Speed(model.alone, model.prefill))
+    soonest = floors.outcomes(experiment.loads(words), floors.Speed(model.alone, model.prompt))
     rows = rows_of(experiment, taken, soonest)
     ours = experiment.measure(taken[MYNA][0])
     for policy in policies:
@@ -171,7 +170,7 @@ def on_one(experiment: Experiment, model: EngineModel, policies: Sequence[str]) 
 
 
 def fit_errors(model: EngineModel) -> list[Row]:
-    """How far the model is from each measured step, in per cent; steps under a shared prefix were not fitted to."""
+    """How far the model is from each measured step, in per cent; steps under a shared prefix it has not seen."""
     points = points_of(json.loads(floors.RECORD.read_text())["rows"])
     seen = {point.name: "fitted" if point.seen else "not fitted" for point in points}
     return [
@@ -239,7 +238,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--engine", type=Path, help="a fitted engine model, as JSON")
     arguments = parser.parse_args()
-    rows = simulate(load(arguments.engine or FITTED), quick=arguments.quick)
+    rows = simulate(load(arguments.engine or OURS), quick=arguments.quick)
     show(rows)
     if arguments.json:
         write(arguments.json, "experiments_simulated", rows)

@@ -1,21 +1,23 @@
 """An engine modelled by the time of its steps: batching, chunked prefill, a prefix cache with LRU eviction, a bounded memory.
 
-Law: a step takes `base + slope x sequences + kv x tokens read + prefill x prompt tokens computed`, tokens that several sequences
-share being read once. Prompts are computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step
-beside the decoding, and what outputs of calls that go before them leave of `leading` where that pays (`engine/budget.py`);
-prefixes that nobody waits for only where there are no others, and as many tokens of them as outputs leave of a `TILE`.
+Law: a step takes `base + slope x sequences + prefill x prompt tokens computed`, or as long as measured steps of as many rows
+(tokens drawn and computed) did, and `kv x tokens read` on top; tokens that several sequences share are read once. Prompts are
+computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step beside the decoding, and what
+outputs of calls that go before them leave of `leading` where that pays (`engine/budget.py`); prefixes that nobody waits for
+only where there are no others, and as many tokens of them as outputs leave of a `TILE`.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,37 @@ from myna.actors.scheduler.policies.prefixes import Boundary
 from myna.engine.budget import pays
 
 HERE = Path(__file__).parent
+OURS = HERE / "h100_myna.json"
+"""Our own engine on one H100, with an 8B model. Its steps: of one output alone; with 63 tokens computed ahead; and of prompts, of
+which 448 took longer than 512 (that of 384 was not measured, and lies between its neighbours)."""
 TILE = 64.0
 """Rows of a step, of outputs and of what nobody waits for."""
 IDLE = 256.0
 """Tokens of a step that nobody waits for, where there is nothing else to do."""
 
 
+class Steps(dict[int, float]):
+    """Seconds of a step by its rows. `points`: measured ones, by rows; others lie on the lines between them. Rows are padded to
+    the next of `buckets`, if there is one."""
+
+    def __init__(self, points: Sequence[tuple[int, float]], buckets: Sequence[int]) -> None:
+        super().__init__()
+        self._points = points
+        self._buckets = buckets
+
+    def __missing__(self, rows: int) -> float:
+        at = bisect_left(self._buckets, rows)
+        padded = self._buckets[at] if at < len(self._buckets) else rows
+        after = min(max(bisect_left(self._points, (padded,)), 1), len(self._points) - 1)
+        (low, shorter), (high, longer) = self._points[after - 1 : after + 1]
+        seconds = self[rows] = shorter + (padded - low) * (longer - shorter) / (high - low)
+        return seconds
+
+
 @dataclass(frozen=True)
 class EngineModel:
-    """Seconds, and limits. The numbers are fitted to measurements: see `fitting`."""
+    """Seconds, and limits. The numbers are fitted to measurements: see `fitting`. `steps`: what steps of so many rows took,
+    without KV that is read; where there are such, the first, second and fourth are the nearest line, for who needs one."""
 
     base: float
     slope: float
@@ -42,15 +66,29 @@ class EngineModel:
     sequences: int = 256
     leading: int | None = None
     source: str = ""
+    steps: tuple[tuple[int, float], ...] = ()
+    buckets: tuple[int, ...] = ()
+
+    @cached_property
+    def _by_rows(self) -> Steps | None:
+        return Steps(self.steps, self.buckets) if self.steps else None
 
     @property
     def alone(self) -> float:
         """A step of one sequence."""
-        return self.base + self.slope
+        return self.step(1, 0.0)
+
+    @property
+    def prompt(self) -> float:
+        """A token of a prompt, computed at the best rate."""
+        return min((seconds / rows for rows, seconds in self.steps), default=self.prefill)
 
     def step(self, sequences: int, tokens: float, prompt: float = 0.0) -> float:
         """One step."""
-        return self.base + self.slope * sequences + self.kv * tokens + self.prefill * prompt
+        by_rows = self._by_rows
+        if by_rows is None:
+            return self.base + self.slope * sequences + self.kv * tokens + self.prefill * prompt
+        return by_rows[sequences + ceil(prompt)] + self.kv * tokens
 
     def cost(self, new: float, context: float, output: float, batch: int = 64) -> float:
         """Seconds of a busy engine that a call takes, of whose `context` so many tokens are `new`: its part of steps shared by
@@ -60,8 +98,11 @@ class EngineModel:
 
 
 def load(path: Path | None = None) -> EngineModel:
-    """A fitted model from JSON; by default that of one H100 with an 8B model."""
-    return EngineModel(**json.loads((path or HERE / "h100.json").read_text()))
+    """A fitted model from JSON; by default vLLM on one H100 with an 8B model, of which no step between 256 and 4,096 rows was
+    measured: it is a line."""
+    found = json.loads((path or HERE / "h100.json").read_text())
+    steps, buckets = found.pop("steps", ()), found.pop("buckets", ())
+    return EngineModel(**found, steps=tuple((rows, seconds) for rows, seconds in steps), buckets=tuple(buckets))
 
 
 @dataclass(eq=False)

@@ -6,14 +6,12 @@ Law: what the fit has seen is no evidence. Every fit names points that it did no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tests.benchmarks.simulation.engine import EngineModel
-
-LIMITS = ("chunk", "tokens", "sequences")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Point:
         return (self.prompt_steps, self.sequences, self.tokens, self.prompt)
 
 
-def fit(points: Sequence[Point], source: str, **limits: int) -> EngineModel:
+def fit(points: Sequence[Point], source: str) -> EngineModel:
     """The least relative errors on the points that may be seen. No constant is negative: one that would be counts nothing."""
     seen = [p for p in points if p.seen]
     factors = np.array([[f / p.seconds for f in p.factors] for p in seen])
@@ -49,13 +47,29 @@ def fit(points: Sequence[Point], source: str, **limits: int) -> EngineModel:
     for index, value in zip(free, found, strict=True):
         constants[index] = float(value)
     base, slope, kv, prefill = constants
-    return EngineModel(base, slope, kv, prefill, source=source, **limits)
+    return EngineModel(base, slope, kv, prefill, source=source)
+
+
+def refit(model: EngineModel, points: Sequence[Point], source: str) -> EngineModel:
+    """The same engine measured again: its line, and what reading KV adds to its measured steps. The rest stays."""
+    line = fit(points, source)
+    model = replace(model, base=line.base, slope=line.slope, kv=line.kv, prefill=line.prefill, source=source)
+    if not model.steps:
+        return model
+    reading = [p for p in points if p.seen and p.tokens]
+    dry = np.array([model.step(int(p.sequences), 0.0, p.prompt) / p.seconds for p in reading])
+    wet = np.array([p.tokens / p.seconds for p in reading])
+    return replace(model, kv=float(wet @ (1.0 - dry) / (wet @ wet)))
 
 
 def errors(model: EngineModel, points: Sequence[Point]) -> dict[str, float]:
     """Relative errors of the model, by point."""
-    constants = (model.base, model.slope, model.kv, model.prefill)
-    return {p.name: sum(f * c for f, c in zip(p.factors, constants, strict=True)) / p.seconds - 1.0 for p in points}
+    return {p.name: _seconds(model, p) / p.seconds - 1.0 for p in points}
+
+
+def _seconds(model: EngineModel, point: Point) -> float:
+    step = model.step(int(point.sequences), point.tokens, point.prompt / point.prompt_steps)
+    return point.prompt_steps * step
 
 
 def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
