@@ -44,9 +44,9 @@ class BatchLimits:
 
     `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
     `ahead_tokens` make a tile: what outputs leave of one, a step computes for next to nothing more, and does so of prompts that
-    nobody waits for; 0: rows are no cheaper in company, and these prompts are computed when nobody has been served for `calm`
-    seconds; None: no bound. And a step has `leading_tokens`, the outputs' among them, where these go before the prompts and
-    that pays (`budget.pays`); None: no such bound.
+    nobody waits for; 0: rows are no cheaper in company; None: no bound. A step for nobody alone begins when nobody has been
+    served for `calm` seconds: who comes next may be on the way. And a step has `leading_tokens`, the outputs' among them, where
+    these go before the prompts and that pays (`budget.pays`); None: no such bound.
     """
 
     max_sequences: int = 64

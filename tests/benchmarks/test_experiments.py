@@ -20,6 +20,7 @@ from tests.benchmarks.experiment.running import Beside, Engine, Extent, bench
 from tests.benchmarks.experiment.scheduling import ALL, all_but, policies_of
 from tests.benchmarks.experiment.smoke import fallen, ratios
 from tests.benchmarks.experiment.words import made_tokenizer, made_words
+from tests.benchmarks.experiment.work import measure
 from tests.benchmarks.experiment.workloads import EXPERIMENTS, Scale, named, poisson
 
 
@@ -194,3 +195,12 @@ async def test_an_experiment_runs_through_nats_scheduler_and_engine_in_every_arm
     kept = {("best of n", "0 ms ratio to (b)"), ("best of n", "0 ms ratio to Myna, 16 rows ahead")}
     assert ratios(done.rows).keys() == kept
     assert [len(panel["calls"]) for panel in done.timelines["best of n"]["panels"]] == [4, 4]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.cluster
+async def test_what_an_engine_works_is_told_for_each_arm() -> None:
+    chosen = named(Scale.TINY, ["map-reduce."])
+    theirs, ours, ratio = await measure(Engine(Scale.TINY, "tiny", "cpu"), chosen, (CACHED, MYNA), runs=1)
+    assert min(theirs.value, ours.value) > 0
+    assert ratio.value == pytest.approx(theirs.value / ours.value)

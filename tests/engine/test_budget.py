@@ -145,9 +145,9 @@ def test_of_many_prompts_to_compute_ahead_only_those_that_get_a_part_of_the_step
     assert sorted(drain(machine, said).done)[1:] == [f"ahead {n}" for n in range(6)]
 
 
-def in_peace(calm: float = 0.0) -> Engine:
+def in_peace(calm: float = 0.0, ahead: int = 0) -> Engine:
     """An engine that computes for nobody only when nobody is served, as on a CPU. Its pages have four tokens."""
-    return serve(HashModel(), pages=64, limits=BatchLimits(4, 32, ahead_tokens=0, calm=calm))
+    return serve(HashModel(), pages=64, limits=BatchLimits(4, 32, ahead_tokens=ahead, calm=calm))
 
 
 def test_where_rows_are_no_cheaper_in_company_nothing_is_computed_ahead_beside_an_output() -> None:
@@ -164,8 +164,9 @@ def test_where_rows_are_no_cheaper_in_company_nothing_is_computed_ahead_beside_a
     assert machine.stats().computed_tokens == computed + 24
 
 
-def test_nor_before_it_is_calm() -> None:
-    machine = in_peace(calm=1000.0)
+@pytest.mark.parametrize("ahead", [0, 4])
+def test_between_two_who_are_served_no_step_is_for_nobody(ahead: int) -> None:
+    machine = in_peace(calm=1000.0, ahead=ahead)
     machine.submit(ask("output", [1, 2], greedy(1)))
     machine.retain(RequestId("ahead"), [3] * 24)
     machine.step()

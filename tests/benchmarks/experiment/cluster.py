@@ -15,6 +15,7 @@ from pathlib import Path
 from myna import Client, connect
 from myna.actors import codec, config, subjects
 from myna.actors.config import Address, Settings
+from myna.actors.engine_host.pulse import processor_seconds
 from myna.actors.machine.process import ModuleProgram, Running
 from myna.actors.machine.programs import GATEWAY
 from myna.actors.messages import Status, StatusRequest
@@ -79,6 +80,10 @@ class Cluster:
         if running is not None:
             running.signal(signal.SIGTERM)
             await running.wait()
+
+    def processor_seconds(self, name: str) -> float:
+        """Processor time that a process and those that it started have used so far."""
+        return processor_seconds(self._processes[name].pid) or 0.0
 
     async def close(self) -> None:
         """End all processes."""
