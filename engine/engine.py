@@ -173,9 +173,8 @@ class Engine:
         self._jobs.launch_compiled()
         if self._pipeline.holds_up:
             self._read(0)
-        if self._awaited:
-            self._served = began
-        schedule = self._batch.schedule(calm=began - self._served >= self.limits.calm)
+        serving = self._awaited
+        schedule = self._batch.schedule(calm=not serving and began - self._served >= self.limits.calm)
         for program in schedule.idle:
             self._jobs.leave(program)
         if schedule.chunks:
@@ -185,6 +184,8 @@ class Engine:
         if schedule.chunks or self._pipeline:
             self._read(self._ahead if schedule.chunks else 0)
             self._note_step(began)
+        if serving:
+            self._served = time.perf_counter()
         if self.config.checks:
             self.check()
         return self._jobs.take_news()

@@ -100,6 +100,7 @@ class EngineBackend(Backend):
         self._insight = Insight()
         self._pulse = Pulse()
         self._hung = ""
+        self._unsaid: list[bytes] = []
         self._report: Reporter
         self._hello: frames.Ready
 
@@ -229,6 +230,7 @@ class EngineBackend(Backend):
             self._process.kill()
         if self._writer is not None:
             self._write(frames.encode(frames.Stop()))
+            self._say()
             self._writer.close()
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()
@@ -248,8 +250,15 @@ class EngineBackend(Backend):
                 self._reading.exception()  # already told by `start` or `wait`
 
     def _write(self, frame: bytes) -> None:
+        """What is said in one turn of the event loop is said at once: calls that begin together are to be in one step."""
+        if not self._unsaid:
+            asyncio.get_running_loop().call_soon(self._say)
+        self._unsaid.append(frame)
+
+    def _say(self) -> None:
+        unsaid, self._unsaid = self._unsaid, []
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame)
+            self._writer.write(b"".join(unsaid))
 
     # --- reports ---
 
