@@ -273,7 +273,8 @@ class Batch:
         size = self._store.pool.page_size
         leaders = takewhile(attrgetter("awaited"), self.running) if program.awaited else self.running
         best = _best_leader(program, leaders, size)
-        if best is None or best[1] < context.matchable() + size:
+        saved = 0 if best is None else best[1] - context.matchable()
+        if best is None or saved < size or saved * len(self.waiting) <= self._limits.step_price:
             return False
         leader, until = best
         leader.publish_at = until if leader.publish_at is None else min(leader.publish_at, until)

@@ -46,7 +46,8 @@ class BatchLimits:
     `ahead_tokens` make a tile: what outputs leave of one, a step computes for next to nothing more, and does so of prompts that
     nobody waits for; 0: rows are no cheaper in company; None: no bound. A step for nobody alone begins when nobody has been
     served for `calm` seconds: who comes next may be on the way. And a step has `leading_tokens`, the outputs' among them, where
-    these go before the prompts and that pays (`budget.pays`); None: no such bound.
+    these go before the prompts and that pays (`budget.pays`); None: no such bound. A step more costs as much as `step_price`
+    tokens of prompts: to save fewer, nobody waits for another to compute what both begin with.
     """
 
     max_sequences: int = 64
@@ -55,6 +56,7 @@ class BatchLimits:
     ahead_tokens: int | None = None
     leading_tokens: int | None = None
     calm: float = 0.0
+    step_price: int = 0
 
     def __post_init__(self) -> None:
         parts = (self.mixed_tokens, self.ahead_tokens, self.leading_tokens)

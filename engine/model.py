@@ -64,7 +64,7 @@ class Model(ImmediateRunner):
     """A decoder with its KV pool; implements `interface.ModelRunner`. Made by `admission.admit`, not by hand."""
 
     spec: ModelSpec
-    suits = Suits(limits=BatchLimits(ahead_tokens=0, calm=0.1))
+    suits = Suits(limits=BatchLimits(ahead_tokens=0, calm=0.1, step_price=90))
     """Any part of a prompt costs a step as much as some 90 tokens, beside outputs as alone."""
 
     def __init__(self, network: Network, attention: Attention, spec: ModelSpec) -> None:

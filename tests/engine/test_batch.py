@@ -107,6 +107,18 @@ def test_what_waits_for_a_prefix_goes_on_when_its_leader_is_cancelled() -> None:
     assert said.tokens["follower", 0] == expected([*shared, 6], 3, CONTEXT)
 
 
+@pytest.mark.parametrize(("price", "steps"), [(0, 2), (15, 2), (16, 1)])
+def test_nobody_waits_for_another_to_compute_what_costs_less_than_a_step(price: int, steps: int) -> None:
+    machine = serve(HashModel(), limits=BatchLimits(4, 64, step_price=price))
+    for name in (1, 2, 3):  # they share two pages of four tokens: two of them would save eight each
+        machine.submit(ask(f"{name}", [5] * 8 + [name], greedy(1)))
+    said, taken = Said(), 0
+    while len(said.done) < 3:
+        said.hear(machine.step())
+        taken += 1
+    assert taken == steps
+
+
 def test_limits_that_allow_no_progress_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one sequence"):
         BatchLimits(max_sequences=0)
