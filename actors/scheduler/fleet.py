@@ -2,7 +2,8 @@
 
 Law: choosing a worker costs the same with one worker or a thousand. Loads live in lazy heaps: every change of a worker's load
 pushes a new entry, and stale ones are dropped when they surface. `now`, the time of the newest event, is set by the core.
-With `late`, a worker with prompts enough to compute is left alone until it can begin another, or one that goes before those.
+With `late`, a worker with prompts enough to compute is left alone until it can begin another, or one that goes before those; one
+that only rests for the sake of pressing calls takes these.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Worker:
     slots: tuple[_Slot, ...] = ()
     """Under what it is found."""
     asleep: bool = False
-    """It has as many prompts to compute as it is given ahead; woken at `alarm`, when the time for more has come."""
+    """It has as many prompts to compute as it is given ahead, or rests; looked at again at `alarm`, when it may take more."""
     alarm: float = 0.0
     costs: dict[HeldKey, Cost] = field(default_factory=dict)
     """What the held calls are thought to take of it, where that was estimated."""
@@ -108,16 +109,18 @@ SMALL = 64
 
 
 class Role(IntEnum):
-    """Which workers are asked for: any; those reserved for paced calls; those that take other calls."""
+    """Which workers are asked for: any; those reserved for paced calls; those that take other calls; those that rest, which only
+    pressing calls ask for when there are no others."""
 
     ANY = 0
     HOME = 1
     OPEN = 2
+    RESTING = 3
 
 
 _ANY_ROLE = Role.ANY
 _Entry = tuple[float, int, WorkerId]
-"""A worker's load, the stamp that it bore then, and its id."""
+"""A worker's load (of one that rests, until when it is busy), the stamp that it bore then, and its id."""
 
 
 class Fleet:
@@ -173,7 +176,7 @@ class Fleet:
             worker.occupancy.add(cost, self.now)
             if not cost.paced:
                 self._pressure += 0.05 * (cost.pressure - self._pressure)
-            if self._late and not worker.asleep and worker.occupancy.taken_until - self.now > self._most(worker):
+            if self._late and (worker.asleep or worker.occupancy.taken_until - self.now > self._most(worker)):
                 worker.asleep = True
                 self._set_alarm(worker)
         self._push(worker)
@@ -201,7 +204,7 @@ class Fleet:
 
     def refresh(self, worker: Worker) -> None:
         """What its place among others depends on may have changed with time."""
-        if self._rouse(worker) or worker.id in self._homes:
+        if self._rouse(worker) or worker.asleep or worker.id in self._homes:
             self._push(worker)
 
     def _rouse(self, worker: Worker) -> bool:
@@ -254,7 +257,9 @@ class Fleet:
         return None
 
     def _set_alarm(self, worker: Worker) -> None:
-        worker.alarm = worker.occupancy.taken_until - self._most(worker) / 2
+        occupancy, half = worker.occupancy, self._most(worker) / 2
+        rests_from = occupancy.busy_until - half
+        worker.alarm = rests_from if rests_from > self.now else occupancy.taken_until - half
         heapq.heappush(self._asleep, (worker.alarm, worker.id))
 
     def choose(self, demand: Demand, role: Role = Role.ANY) -> Worker | None:
@@ -268,6 +273,13 @@ class Fleet:
                 if worker is not None and (best is None or worker.load < best.load):
                     best = worker
         return best
+
+    def resting(self, demand: Demand) -> Worker | None:
+        """A worker that serves the demand and only rests, the one with the fewest prompts to compute."""
+        heaps = self._heaps[Role.RESTING]
+        tops = [self._top(heap, resting=True) for slot in demand.slots if (heap := heaps.get(slot))]
+        able = [w for w in tops if w is not None and w.occupancy.busy_until - self.now <= self._most(w) / 2]
+        return min(able, key=lambda worker: worker.load, default=None)
 
     def overtaking(self, demand: Demand, order: float, *, pressing: bool) -> Worker | None:
         """A worker that has prompts enough, if nobody else serves the same and it can begin a call with this order soon, which
@@ -313,11 +325,11 @@ class Fleet:
         engine = kind is WorkerKind.ENGINE
         return sorted({name for e, name, _ in self._serving if e is engine and name})
 
-    def _top(self, heap: list[_Entry]) -> Worker | None:
+    def _top(self, heap: list[_Entry], *, resting: bool = False) -> Worker | None:
         while heap:
             _, stamp, worker_id = heap[0]
             worker = self.workers.get(worker_id)
-            if worker is not None and worker.stamp == stamp and worker.has_room and not worker.asleep:
+            if worker is not None and worker.stamp == stamp and worker.has_room and worker.asleep is resting:
                 return worker
             heapq.heappop(heap)
         return None
@@ -332,14 +344,18 @@ class Fleet:
         home = occupancy.paced > 0 or self.now < occupancy.home_until
         if home or self._homes:
             home = self._reserve(worker, home)
-        if not worker.has_room or worker.asleep:
+        if not worker.has_room:
             return
-        self._enter(worker, _ANY_ROLE)
+        if worker.asleep:
+            if occupancy.rest_until > occupancy.busy_until:
+                self._enter(worker, Role.RESTING, occupancy.busy_until)
+            return
+        self._enter(worker, _ANY_ROLE, worker.load)
         if self._homes:
             if home:
-                self._enter(worker, Role.HOME)
+                self._enter(worker, Role.HOME, worker.load)
             if not home or self.opens(worker):
-                self._enter(worker, Role.OPEN)
+                self._enter(worker, Role.OPEN, worker.load)
 
     def _reserve(self, worker: Worker, home: bool) -> bool:
         """Whether a worker that would be reserved for paced calls is: there may be too many already, or too many by now."""
@@ -358,10 +374,10 @@ class Fleet:
         if len(self._homes) == 1:
             for other in self.workers.values():
                 if other is not worker and other.free:
-                    self._enter(other, Role.OPEN)
+                    self._enter(other, Role.OPEN, other.load)
 
-    def _enter(self, worker: Worker, role: Role) -> None:
-        entry = (worker.load, worker.stamp, worker.id)
+    def _enter(self, worker: Worker, role: Role, key: float) -> None:
+        entry = (key, worker.stamp, worker.id)
         heaps = self._heaps[role]
         for slot in worker.slots:
             heap = heaps.get(slot)

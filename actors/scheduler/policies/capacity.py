@@ -9,12 +9,14 @@ Laws:
 - A prompt is handed over when the engine can begin it within `BACKLOG` seconds, where nobody else serves the same by the order
   of those that wait there. Until then it waits here, where a more urgent one may still pass it.
 - Interference: a step that computes prompts takes several times as long as one that only draws tokens. Beside more than `MANY`
-  pressing calls (whose own end is waited for), prompts of other calls are taken the more slowly the more those are: each of them
-  would be delayed, for one call that waits. How many calls are delayed for one needs no unit of any machine.
+  pressing calls (whose own end is waited for) that go before it, a prompt of another call is followed by a rest, the longer the
+  more those are: each of them would be delayed, for one call that goes after them. How many calls are delayed for one needs no
+  unit of any machine. While an engine rests, it takes pressing calls: the rest is theirs.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -35,10 +37,12 @@ BACKLOG = 0.25
 """Seconds of prompts not yet computed that an engine may have; with so many it is given no more until half of them are done."""
 SOLE_BACKLOG = 0.5
 """The same of an engine beside which no other serves the same: no better place can come up, and it keeps the order itself."""
-MANY = 16
+MANY = 12
 """Pressing calls on an engine beside which prompts are taken as they come: fewer would leave its steps too empty."""
-CALM = 1.5
+CALM = 2.0
 """For so many more of them, prompts of other calls are taken at half the rate, for twice as many at a third, and so on."""
+AWAITED = 3.0
+"""So many times as many, for prompts of a group that somebody waits for."""
 
 
 class Cost(Struct, frozen=True, gc=False):
@@ -52,6 +56,7 @@ class Cost(Struct, frozen=True, gc=False):
     tpot: float | None = None
     pressing: bool = False
     order: float = 0.0
+    awaited: bool = False
 
     @property
     def pressure(self) -> float:
@@ -94,12 +99,12 @@ class Occupancy:
     __slots__ = (
         "_backlog",
         "_bounds",
+        "_pressing",
         "busy_until",
         "home_until",
         "kept",
         "other",
         "paced",
-        "pressing",
         "pressure",
         "prompts",
         "rest_until",
@@ -113,7 +118,6 @@ class Occupancy:
         self.kept = 0.0
         self.prompts = 0.0
         self.pressure = 0.0
-        self.pressing = 0
         self.paced = 0
         self.other = 0
         self.home_until = 0.0
@@ -121,6 +125,8 @@ class Occupancy:
         self.rest_until = 0.0
         self._bounds: list[float] = []
         self._backlog = Backlog()
+        self._pressing: list[float] = []
+        """The orders of its pressing calls."""
 
     def add(self, cost: Cost, now: float) -> None:
         """A call is dispatched to the engine."""
@@ -131,10 +137,12 @@ class Occupancy:
             seconds = cost.prefill * self.steps.prompt_seconds
             self.busy_until = max(self.busy_until, now) + seconds
             self._backlog.add(cost.order, seconds, now)
-            if self.pressing and not cost.pressing:
-                rest = 1.0 + max(0.0, self.pressing - MANY) / CALM
+            if self._pressing and not cost.pressing:
+                before = bisect_right(self._pressing, cost.order)
+                rest = 1.0 + max(0.0, before - MANY) / (CALM * AWAITED if cost.awaited else CALM)
                 self.rest_until = max(self.rest_until, now) + seconds * rest
-        self.pressing += cost.pressing
+        if cost.pressing:
+            insort(self._pressing, cost.order)
         if cost.paced:
             self.paced += 1
             if cost.tpot is not None:
@@ -144,7 +152,8 @@ class Occupancy:
 
     def remove(self, cost: Cost, now: float) -> None:
         """A call has ended on the engine."""
-        self.pressing -= cost.pressing
+        if cost.pressing:
+            del self._pressing[bisect_left(self._pressing, cost.order)]
         if cost.paced:
             self.paced -= 1
             self.home_until = now + HOLD
@@ -211,7 +220,8 @@ class Occupancy:
     def check(self) -> None:
         """Raise AssertionError if the books can't be."""
         assert self.paced >= 0, self.paced
-        assert self.pressing >= 0, self.pressing
+        assert self._pressing == sorted(self._pressing), self._pressing
+        assert len(self._pressing) <= self.paced + self.other
         assert self.other >= 0, self.other
         assert self.tokens >= 0, self.tokens
         assert self.kept >= 0, self.kept

@@ -46,7 +46,12 @@ class Need:
     @property
     def pressing(self) -> bool:
         """Whether its own end is waited for, or has to come in time: not that of a group."""
-        return self.urgency <= Urgency.DEADLINE and not self.wide
+        return self.awaited and not self.wide
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for what it is needed for."""
+        return self.urgency <= Urgency.DEADLINE
 
     @property
     def patient(self) -> bool:

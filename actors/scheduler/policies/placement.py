@@ -22,6 +22,7 @@ from myna.actors.scheduler.policies.residents import LENT, SHARE, Residents
 if TYPE_CHECKING:
     from myna.actors.scheduler.nodes import CallNode
     from myna.actors.scheduler.policies import Policies
+    from myna.actors.scheduler.policies.objectives import Need
 
 NEARLY = 0.8
 """Part of a prompt that must be there for a call to be added to a worker that has prompts enough to compute, or whose memory is
@@ -41,6 +42,7 @@ class Because(StrEnum):
     PREFIX = "it has the prefix"
     COPIED = "it is to take over what an identical call has made"
     ORDER = "it goes before most prompts that wait there"
+    PRESSING = "prompts that can wait are kept from it for the sake of such calls"
     RESERVED = "it is reserved for calls whose tokens are waited for"
     OVERDUE = "it has waited long enough for a worker with room to keep its context"
 
@@ -88,9 +90,10 @@ class Placement:
         paced = need is not None and need.paced
         patient = need is not None and need.patient
         pressing = need is not None and need.pressing and policies.interference
+        awaited = need is not None and need.awaited
         tpot = need.tpot if need is not None and paced else None
         back = self._residents.where(chain)
-        candidates = self._candidates(demand, chain, back, paced, patient)
+        candidates = self._candidates(demand, chain, back, need, pressing=pressing)
         if not candidates and first and self._ordered:
             candidates = self._overtaking(demand, chain, order_of(call), patient=patient, pressing=pressing)
         if back is None and self._residents.any:
@@ -105,7 +108,8 @@ class Placement:
         order = order_of(call) if self._ordered and worker.occupancy.steps.measured else 0.0
         if because is Because.OVERDUE:
             self._residents.let_in(worker.id, now + missing * worker.occupancy.steps.prompt_seconds / LENT)
-        return Place(worker, Cost(missing + output, missing, output, paced, tpot, pressing, order), because, matched)
+        cost = Cost(missing + output, missing, output, paced, tpot, pressing, order, awaited)
+        return Place(worker, cost, because, matched)
 
     def _overtaking(
         self, demand: Demand, chain: Chain, order: float, *, patient: bool, pressing: bool
@@ -144,12 +148,16 @@ class Placement:
         return keeping
 
     def _candidates(
-        self, demand: Demand, chain: Chain, back: WorkerId | None, paced: bool, patient: bool
+        self, demand: Demand, chain: Chain, back: WorkerId | None, need: Need | None, *, pressing: bool
     ) -> list[_Candidate]:
         fleet, belief = self._fleet, self._belief
-        separate = fleet.homes > 0
+        paced = need is not None and need.paced
+        patient = need is not None and need.patient
+        separate, why = fleet.homes > 0, _LEAST_LOADED
         first = fleet.choose(demand, Role.OPEN) if separate and patient else fleet.choose(demand)
-        found = [] if first is None else [(first, belief.matched(chain, first.id), _LEAST_LOADED)]
+        if first is None and pressing:
+            first, why = fleet.resting(demand), Because.PRESSING
+        found = [] if first is None else [(first, belief.matched(chain, first.id), why)]
         if separate and paced and back is None:
             homes = (w for w in fleet.some_homes(CANDIDATES) if w is not first and w.has_room)
             found += [(w, belief.matched(chain, w.id), Because.RESERVED) for w in homes if fleet.answers(w, demand)]

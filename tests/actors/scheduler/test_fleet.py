@@ -256,3 +256,34 @@ def test_an_engine_is_given_prompts_for_a_while_ahead_and_for_longer_where_there
         given += 1
     assert given == int(seconds / 0.06) + 1
     fleet.check()
+
+
+def test_an_engine_that_rests_takes_pressing_calls_until_its_prompts_are_enough_and_others_when_it_has_rested() -> None:
+    fleet = Fleet(late=True)
+    workers = [fleet.announce(offer(f"w{n}", "m", capacity=999), 0.0) for n in range(2)]
+    demand = demand_of(call("a"), Tenant("t"))
+    for n, worker in enumerate(workers):
+        steps = worker.occupancy.steps
+        steps.observe(1.0, 0.0, 0.01)
+        for m in range(100):
+            fleet.hold(worker, key(1000 * n + m), 1, Cost(9.0, 0.0, 1.0, pressing=True))
+        assert fleet.choose(demand) is not None
+        fleet.hold(worker, key(1000 * n + 100), 1, Cost(9.0, 0.1 / steps.prompt_seconds, 1.0))
+        fleet.check()
+    assert fleet.choose(demand) is None
+    worker = fleet.resting(demand)
+    assert worker is not None
+    fleet.hold(worker, key(5000), 1, Cost(9.0, 0.1 / worker.occupancy.steps.prompt_seconds, 1.0, pressing=True))
+    assert fleet.resting(demand) is next(w for w in workers if w is not worker), "it has prompts enough for now"
+    alarm = fleet.wake()
+    assert alarm == pytest.approx(0.2 - BACKLOG / 2), "when a pressing call may come again"
+    fleet.now = alarm
+    rested = fleet.wake()
+    assert rested is not None
+    assert rested > 1.0
+    assert fleet.choose(demand) is None
+    fleet.now = rested
+    fleet.wake()
+    assert fleet.choose(demand) is not None
+    assert fleet.resting(demand) is not fleet.choose(demand)
+    fleet.check()

@@ -3,8 +3,19 @@ from __future__ import annotations
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
+from msgspec import structs
 
-from myna.actors.scheduler.policies.capacity import BACKLOG, CALM, MANY, SOLE, STRETCH, Cost, Demanded, Occupancy
+from myna.actors.scheduler.policies.capacity import (
+    AWAITED,
+    BACKLOG,
+    CALM,
+    MANY,
+    SOLE,
+    STRETCH,
+    Cost,
+    Demanded,
+    Occupancy,
+)
 from myna.actors.scheduler.policies.steps import StepModel
 
 CHAT = Cost(300.0, 200.0, 100.0, paced=True)
@@ -88,14 +99,18 @@ def test_one_call_of_other_work_is_taken_where_nobody_else_serves_it_and_before_
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 100))
-def test_prompts_that_can_wait_are_taken_the_more_slowly_the_more_calls_they_would_delay(pressing: int) -> None:
+@given(st.integers(0, 100), st.integers(0, 100), st.booleans())
+def test_prompts_that_can_wait_are_taken_the_more_slowly_the_more_calls_go_before_them(
+    before_it: int, after_it: int, awaited: bool
+) -> None:
     occupancy = measured()
-    for _ in range(pressing):
-        occupancy.add(Cost(300.0, 0.0, 100.0, pressing=True), 0.0)
-    occupancy.add(BATCH, 0.0)
+    for n in range(before_it + after_it):
+        occupancy.add(Cost(300.0, 0.0, 100.0, pressing=True, order=1.0 if n < before_it else 3.0), 0.0)
+    occupancy.add(structs.replace(BATCH, order=2.0, awaited=awaited), 0.0)
     alone = BATCH.prefill * occupancy.steps.prompt_seconds
-    assert occupancy.backlog(0.0) == pytest.approx(alone * (1 + max(0, pressing - MANY) / CALM))
+    calm = CALM * AWAITED if awaited else CALM
+    assert occupancy.backlog(0.0) == pytest.approx(alone * (1 + max(0, before_it - MANY) / calm))
+    occupancy.check()
     before = occupancy.backlog(0.0)
     occupancy.add(Cost(300.0, 10.0, 100.0, pressing=True), 0.0)
     assert occupancy.busy_until == pytest.approx(alone + 10 * occupancy.steps.prompt_seconds)
