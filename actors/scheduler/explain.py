@@ -113,7 +113,8 @@ def _workers(demand: Demand, fleet: Fleet) -> list[str]:
         "are draining": sum(w.offer.draining for w in serving),
         "take no calls for now": sum(bool(w.offer.paused) for w in serving),
         "are full": sum(not w.has_room and not w.offer.draining and not w.offer.paused for w in serving),
-        "have prompts enough to compute": sum(w.asleep and w.has_room for w in serving),
+        "have prompts enough to compute": sum(w.asleep and w.has_room and not w.rests for w in serving),
+        "rest from prompts for the sake of calls that run there": sum(w.rests and w.has_room for w in serving),
         "are reserved for calls whose tokens are waited for": sum(fleet.is_home(w) for w in serving),
     }
     told = ", ".join(f"{n} {what}" for what, n in counts.items() if n)

@@ -90,6 +90,11 @@ class Worker:
         """Whether it takes another call now."""
         return self.has_room and not self.asleep
 
+    @property
+    def rests(self) -> bool:
+        """Whether it is given no prompts for longer than those that it has take."""
+        return self.asleep and self.occupancy.rest_until > self.occupancy.busy_until
+
     def weigh(self) -> None:
         """What it holds, or its offer, has changed."""
         offer, held = self.offer, len(self.held) - len(self.guests)
@@ -347,7 +352,7 @@ class Fleet:
         if not worker.has_room:
             return
         if worker.asleep:
-            if occupancy.rest_until > occupancy.busy_until:
+            if worker.rests:
                 self._enter(worker, Role.RESTING, occupancy.busy_until)
             return
         self._enter(worker, _ANY_ROLE, worker.load)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import subprocess
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -41,11 +42,11 @@ class Row:
 
 
 def row(case: str, metric: str, unit: str, better: str, values: list[float], target: float | None = None) -> Row:
-    """A row from its runs."""
+    """A row from its runs: their median, and the spread from the tenth to the ninetieth percentile."""
     ordered = sorted(values)
     last = len(ordered) - 1
     spread = (ordered[round(0.1 * last)], ordered[round(0.9 * last)])
-    return Row(case, metric, unit, better, ordered[len(ordered) // 2], spread, len(values), target=target)
+    return Row(case, metric, unit, better, statistics.median(ordered), spread, len(values), target=target)
 
 
 def show(rows: list[Row]) -> None:

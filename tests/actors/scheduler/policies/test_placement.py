@@ -154,6 +154,23 @@ def test_an_engine_with_prompts_enough_is_given_a_call_that_goes_before_those() 
     assert placed.because == Because.ORDER
 
 
+def test_an_engine_that_rests_takes_a_call_whose_end_is_waited_for_and_keeps_others_waiting_and_says_so() -> None:
+    world = opened(workers=2, capacity=99)
+    for worker in world.core.fleet.workers.values():
+        worker.occupancy.steps.observe(1.0, 0.0, 0.01)
+    world.add(*(call(f"chat{n}", objective=LATENCY) for n in range(80)))
+    world.add(*(call(f"batch{n}", f"{n} {LONG}") for n in range(3)))
+    assert len(world.dispatched) == 82
+    world.add(call("late", objective=LATENCY))
+    graph = world.core.sessions[SESSION].graph
+    placed = graph.calls[CallId("call-late")].placed
+    assert placed is not None
+    assert placed.because == Because.PRESSING
+    waits = next(c for c in graph.calls.values() if c.placed is None)
+    (reasons,) = world.core.why(Why(call=waits.id), world.now).calls
+    assert "2 rest from prompts for the sake of calls that run there" in reasons.reasons[0]
+
+
 def said(name: str, instructions: str, *before: str, function: str = "agent", role: str | None = "user") -> ModelCall:
     """A turn of a conversation, which has said `before` so far."""
     segments = (
