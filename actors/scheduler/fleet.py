@@ -181,9 +181,13 @@ class Fleet:
             worker.occupancy.add(cost, self.now)
             if not cost.paced:
                 self._pressure += 0.05 * (cost.pressure - self._pressure)
-            if self._late and (worker.asleep or worker.occupancy.taken_until - self.now > self._most(worker)):
-                worker.asleep = True
-                self._set_alarm(worker)
+            if self._late:
+                ahead = worker.occupancy.taken_until - self.now
+                if worker.asleep or (
+                    ahead > BACKLOG and ahead > self._most(worker)
+                ):  # the first comparison is the cheap one
+                    worker.asleep = True
+                    self._set_alarm(worker)
         self._push(worker)
 
     def drop(self, worker: Worker, key: HeldKey) -> None:
