@@ -114,7 +114,8 @@ async def test_a_lease_is_renewed_once_the_renewal_before_has_been_agreed_on(
         with pytest.raises(Unavailable):
             await bus.renew("scheduler", b"me", revision)
         second = asyncio.ensure_future(bus.renew("scheduler", b"me", revision))
-        await asyncio.sleep(0.5)
+        await until(lambda: bool(bus._link._answers), "the second is sent")
+        await bus._link.round_trip(5.0)
         servers.mend()
         renewed = await second
         assert renewed > revision
