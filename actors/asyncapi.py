@@ -69,6 +69,7 @@ _ORDERS = {
     ToWorker.RUN: (m.Run, "Run a call."),
     ToWorker.STOP: (m.Stop, "Stop an attempt."),
     ToWorker.RETAIN: (m.Retain, "Keep the KV of a prompt."),
+    ToWorker.ANTICIPATE: (m.Anticipate, "Begin a call once its last input has been made here."),
     ToWorker.RELEASE: (m.Release, "Keep it no more."),
     ToWorker.DRAIN: (m.Drain, "Finish what runs, and leave."),
     ToWorker.CORDON: (m.Cordon, "Take no new calls for now."),

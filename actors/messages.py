@@ -543,6 +543,21 @@ class Retain(Frozen, frozen=True, tag="retain"):
     stream: str = ""
 
 
+class Anticipate(Frozen, frozen=True, tag="anticipate"):
+    """Begin this call once its input `awaits` has been made on this worker, before that is stored: `Run` follows, it is thought,
+    and finds the call under way. Its other inputs have values. What it makes is nobody's until then. A hint: who can't obey, does
+    not."""
+
+    tenant: Id
+    session: Id
+    call: ModelCall
+    awaits: Id
+    lease: int
+    cache: str = ""
+    order: float = 0.0
+    """These two as in `Run`, as far as can be told."""
+
+
 class Release(Frozen, frozen=True, tag="release"):
     """Nobody to come begins with these retained prompts: they are a cache like any other."""
 
@@ -590,7 +605,7 @@ class Event(Frozen, frozen=True, tag="event"):
 
 
 WorkerMessage = Announce | Beat | Leave | Event
-SchedulerMessage = Hello | Run | Stop | Retain | Release | Drain | Cordon
+SchedulerMessage = Hello | Run | Stop | Retain | Anticipate | Release | Drain | Cordon
 
 
 # --- What workers show of themselves ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
     myna.<tenant>.<session>.put.<var>.<n>  chunk n of a token stream, written once                    stream CHUNKS
     myna.<tenant>.<session>.tok.<var>.<n>    what the stream accepted of it, republished: read here
     myna.<tenant>.<session>.alive          a client still holds its session
-    myna-worker.<worker>.{run,stop,retain,release,drain,cordon}  scheduler -> one worker
+    myna-worker.<worker>.{run,stop,retain,anticipate,release,drain,cordon}  scheduler -> one worker
     myna-workers.<worker>.{announce,beat,event,leave}  worker -> scheduler
     myna-agent.<tenant>.<worker>.…, myna-agents.<tenant>.<worker>.…   the same for a tenant's agents
     myna-scheduler.hello                   scheduler -> all workers
@@ -140,6 +140,7 @@ class ToWorker(StrEnum):
     RUN = "run"
     STOP = "stop"
     RETAIN = "retain"
+    ANTICIPATE = "anticipate"
     RELEASE = "release"
     DRAIN = "drain"
     CORDON = "cordon"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from myna.actors.messages import (
+    Anticipate,
     Cancellation,
     Close,
     Failure,
@@ -48,6 +49,13 @@ class Keep(Struct, frozen=True):
 
     worker: WorkerId
     retain: Retain
+
+
+class Foresee(Struct, frozen=True):
+    """Tell a worker of a call that is to begin there by what it makes."""
+
+    worker: WorkerId
+    anticipate: Anticipate
 
 
 class LetGo(Struct, frozen=True):
@@ -95,4 +103,6 @@ class WakeAt(Struct, frozen=True):
     at: float
 
 
-Command = SayHello | Dispatch | Halt | Keep | LetGo | EndVariable | AppendEntry | PurgeSession | Inquire | WakeAt
+Command = (
+    SayHello | Dispatch | Halt | Keep | Foresee | LetGo | EndVariable | AppendEntry | PurgeSession | Inquire | WakeAt
+)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from myna.actors.messages import Release, Retain, Run, SessionId, Tenant
-from myna.actors.scheduler.commands import Dispatch, EndVariable, Keep, LetGo, WakeAt
+from myna.actors.messages import Anticipate, ModelCall, Release, Retain, Run, VarId
+from myna.actors.scheduler.commands import Dispatch, EndVariable, Foresee, Keep, LetGo, WakeAt
 from myna.actors.scheduler.fleet import HeldKey, Worker
 from myna.actors.scheduler.nodes import READY, RUNNING, CallNode, Effects
 from myna.actors.scheduler.policies.placement import Place
-from myna.actors.scheduler.policies.retention import Waiver, Wish
+from myna.actors.scheduler.policies.retention import Lead, Waiver, Wish
 from myna.actors.scheduler.state import Session, State
 
 SETTLE = 1.5
@@ -96,17 +96,13 @@ class Dispatcher:
             attempt=attempt,
             lease=state.lease,
             resume=call.seen,
-            cache=self._cache(tenant, session),
+            cache=self._state.cache_of(tenant, session),
             source=place.source,
             order=state.planner.order(call),
         )
         waited = now - call.since
         self.occupy(call, place.worker, attempt, now, place)
         state.out.append(Dispatch(place.worker.id, run, waited))
-
-    def _cache(self, tenant: Tenant, session: SessionId) -> str:
-        known = self._state.sessions.get((tenant, session))
-        return self._state.quotas.cache_of(tenant, known.opened.cache if known is not None else "")
 
     def occupy(self, call: CallNode, worker: Worker, attempt: int, now: float, place: Place | None = None) -> None:
         """A call runs on a worker: dispatched to a place, or found running there."""
@@ -131,7 +127,7 @@ class Dispatcher:
         session.running -= 1
 
     def advise(self, now: float) -> None:
-        """Tell workers what to keep, now that all that could be dispatched has been."""
+        """Tell workers what to keep and what to begin ahead, now that all that could be dispatched has been."""
         state = self._state
         lease = state.lease
         for order in state.planner.orders(now, leading=lease is not None):
@@ -145,14 +141,30 @@ class Dispatcher:
                         call=call,
                         lease=lease,
                         distance=max(distance, 0.0),
-                        cache=self._cache(tenant, session),
+                        cache=self._state.cache_of(tenant, session),
                         stream=stream,
                     )
                     state.out.append(Keep(worker, retain))
+                case Lead(worker, call, awaits):
+                    state.out.append(Foresee(worker, self._anticipated(call, awaits, lease)))
                 case Waiver(worker, ids):
                     state.out.append(LetGo(worker, Release(ids=ids, lease=lease)))
                 case _:
                     assert_never(order)
+
+    def _anticipated(self, call: CallNode, awaits: VarId, lease: int) -> Anticipate:
+        assert isinstance(call.spec, ModelCall)
+        assert call.session is not None
+        tenant, session = call.session.tenant, call.session.id
+        return Anticipate(
+            tenant=tenant,
+            session=session,
+            call=call.spec,
+            awaits=awaits,
+            lease=lease,
+            cache=self._state.cache_of(tenant, session),
+            order=self._state.planner.order(call),
+        )
 
     # --- time ---
 

@@ -6,10 +6,10 @@ Law: nothing here changes whether a call runs. What is kept of a call is dropped
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from myna.actors.messages import Beat, Call, ModelCall, Objective, Usage, VarId, WorkerId
+from myna.actors.messages import Beat, Call, ModelCall, Objective, SessionId, Tenant, Usage, VarId, WorkerId
 from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.fleet import Demand, Fleet, HeldKey, Worker, demand_of
 from myna.actors.scheduler.graph import SessionGraph
@@ -23,7 +23,7 @@ from myna.actors.scheduler.policies.placement import Because, Place, Placement
 from myna.actors.scheduler.policies.prefixes import Belief, Chain, chain_of, head_of
 from myna.actors.scheduler.policies.queue import ReadyQueue, leave, order_of
 from myna.actors.scheduler.policies.residents import Residents
-from myna.actors.scheduler.policies.retention import AHEAD, WORTH, Retention, Waiver, Wish
+from myna.actors.scheduler.policies.retention import AHEAD, WORTH, Lead, Retention, Waiver, Wish
 from myna.actors.scheduler.policies.tenants import Accounts
 
 _COPIED = Because.COPIED
@@ -32,8 +32,9 @@ _COPIED = Because.COPIED
 class Planner:
     """The policies' state."""
 
-    def __init__(self, policies: Policies, fleet: Fleet) -> None:
+    def __init__(self, policies: Policies, fleet: Fleet, cache_of: Callable[[Tenant, SessionId], str]) -> None:
         self.policies = policies
+        self._cache_of = cache_of
         self.order = order_of if policies.applications else _no_order
         """Of a call among its worker's: where prompts wait there, this order goes on."""
         self.lengths = Lengths()
@@ -226,8 +227,8 @@ class Planner:
         """Whether there is something to tell workers, which is seldom."""
         return self.retention is not None and self.retention.pending
 
-    def orders(self, now: float, *, leading: bool) -> list[Wish | Waiver]:
-        """What workers are to keep, or need keep no more, as follows from what has just happened."""
+    def orders(self, now: float, *, leading: bool) -> list[Wish | Lead | Waiver]:
+        """What workers are to keep, need keep no more, or are to begin ahead, as follows from what has just happened."""
         if self.retention is None:
             return []
         if not leading:
@@ -253,7 +254,8 @@ class Planner:
                 by_hand = node.content if node.producer is None else ""
                 return (by_hand or (graph.tenant, graph.id, variable)), node.size
 
-            call.chain = chain_of(call.spec, graph.tenant, describe)
+            cache = self._cache_of(graph.tenant, graph.id) or graph.tenant
+            call.chain = chain_of(call.spec, cache, describe)
         return call.chain
 
     # --- running ---

@@ -39,6 +39,7 @@ from myna.actors.scheduler.commands import (
     Command,
     Dispatch,
     EndVariable,
+    Foresee,
     Halt,
     Inquire,
     Keep,
@@ -371,6 +372,8 @@ class Scheduler:
                 await self._post.tell(worker, ToWorker.STOP, codec.encode(stop))
             case Keep(worker=worker, retain=retain):
                 await self._post.tell(worker, ToWorker.RETAIN, codec.encode(retain))
+            case Foresee(worker=worker, anticipate=anticipate):
+                await self._post.tell(worker, ToWorker.ANTICIPATE, codec.encode(anticipate))
             case LetGo(worker=worker, release=release):
                 await self._post.tell(worker, ToWorker.RELEASE, codec.encode(release))
             case EndVariable() | AppendEntry() | PurgeSession():

@@ -49,8 +49,8 @@ class State:
         self.name = ""
         self.sessions: dict[SessionKey, Session] = {}
         self.fleet = Fleet(late=policies.capacity)
-        self.planner = Planner(policies, self.fleet)
         self.quotas = Quotas()
+        self.planner = Planner(policies, self.fleet, self.cache_of)
         self.out: list[Command] = []
         self.greets = False
         """A worker is to present itself anew: said at the next tick, for one that refuses for ever must not make us spin."""
@@ -61,6 +61,11 @@ class State:
         session = self.sessions.get((key[0], key[1]))
         call = session.graph.calls.get(key[2]) if session else None
         return None if session is None or call is None else (session, call)
+
+    def cache_of(self, tenant: Tenant, session: SessionId) -> str:
+        """The prefix cache that a session's calls share; empty for its tenant's own."""
+        known = self.sessions.get((tenant, session))
+        return self.quotas.cache_of(tenant, known.opened.cache if known is not None else "")
 
     def coming_attempt(self) -> Attempt:
         """The number of the next dispatch: larger than all before it, of this leader and of earlier ones."""

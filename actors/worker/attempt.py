@@ -86,6 +86,15 @@ class Making:
         return len(self.stored_tokens) + len(self.tokens) + (len(self.in_flight.tokens) if self.in_flight else 0)
 
     @property
+    def whole(self) -> tuple[str, tuple[int, ...]]:
+        """Its text and its tokens, stored or not."""
+        text, tokens = [*self.stored_text], [*self.stored_tokens]
+        if self.in_flight is not None:
+            text.append(self.in_flight.text)
+            tokens += self.in_flight.tokens
+        return "".join([*text, *self.text]), (*tokens, *self.tokens)
+
+    @property
     def streamed_bytes(self) -> int:
         """What its chunks take in their stream, about."""
         if not self.next:
@@ -166,19 +175,21 @@ class Making:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """See the module. `begun_at`: when the backend got it; None while it has not, or has it no more."""
+    """See the module. `begun_at`: when the backend got it; None while it has not, or has it no more. `job`: by which name."""
 
     key: RunKey
     run: Run
     outputs: dict[VarId, Making]
     received: float
+    job: RunKey
     begun_at: float | None = None
     usage: Usage = Usage()
 
     @classmethod
     def of(cls, run: Run, now: float) -> Self:
         """A new one."""
-        return cls(key_of(run), run, {m.variable: m for m in _makings(run.call)}, now)
+        key = key_of(run)
+        return cls(key, run, {m.variable: m for m in _makings(run.call)}, now, key)
 
     @property
     def unmade(self) -> list[VarId]:
@@ -203,7 +214,7 @@ class Attempt:
     def value(self, output: Making, worker: WorkerId) -> Value | Failure:
         """An output's value; or why it can have none."""
         assert output.end is not None
-        text, data = "".join(output.stored_text + output.text), output.end.json
+        (text, tokens), data = output.whole, output.end.json
         if output.transforms:
             try:
                 text, data = apply(output.transforms, text)
@@ -215,7 +226,7 @@ class Attempt:
         return Value(
             text=text,
             json=data,
-            tokens=() if output.transforms else tuple(output.stored_tokens + output.tokens),
+            tokens=() if output.transforms else tokens,
             tokenizer=output.end.tokenizer,
             finish=output.end.finish,
             usage=output.end.usage,

@@ -9,15 +9,16 @@ Laws:
 - What it held before it slept, or was cut off, for long it holds no more: others have it, and may be done with it.
 - A command with an older lease than one already seen is refused; an older attempt of a call gives way to a newer one.
 - A worker never publishes failure: it tells the scheduler, which decides.
-- Prompts are kept for the scheduler that asked for it: with a new leader they go.
+- Prompts are kept, and calls begun ahead, for the scheduler that asked for it: with a new leader they go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import assert_never
 
 from myna.actors.messages import (
+    Anticipate,
     CallId,
     CallSight,
     Cordon,
@@ -42,9 +43,9 @@ from myna.actors.messages import (
 )
 from myna.actors.outcomes import shortened
 from myna.actors.program import inputs_of
+from myna.actors.worker.ahead import GRACE, Ahead
 from myna.actors.worker.attempt import Attempt, Making, key_of
 from myna.actors.worker.backend import (
-    Hold,
     Job,
     JobEnded,
     JobFailed,
@@ -63,8 +64,6 @@ from myna.actors.worker.events import (
     Due,
     Fetch,
     Fetched,
-    Forgo,
-    Hoard,
     NotStored,
     Present,
     PutChunk,
@@ -80,7 +79,7 @@ from myna.actors.worker.events import (
     WorkerCommand,
     WorkerEvent,
 )
-from myna.actors.worker.filling import Fills
+from myna.actors.worker.keeping import Keeping
 
 COALESCE = 0.02
 """Seconds between two chunks of one output."""
@@ -100,8 +99,8 @@ class WorkerCore:
         self.cordoned = False
         self._attempts: dict[tuple[Tenant, SessionId, CallId], Attempt] = {}
         self._over: dict[RunKey, None] = {}
-        self._kept: set[str] = set()
-        self._fills = Fills()
+        self._keeping = Keeping()
+        self._ahead = Ahead()
         self._out: list[WorkerCommand] = []
 
     @property
@@ -111,9 +110,9 @@ class WorkerCore:
             Running(tenant=a.key[0], session=a.key[1], call=a.key[2], attempt=a.key[3]) for a in self._attempts.values()
         )
 
-    def shown(self) -> Iterator[CallSight]:
-        """What this worker holds, for people who look; `since` is by this core's clock."""
-        return (attempt.sight() for attempt in self._attempts.values())
+    def shown(self) -> Iterator[tuple[RunKey, CallSight]]:
+        """What this worker holds, for people who look, by the backend's names; `since` is by this core's clock."""
+        return ((attempt.job, attempt.sight()) for attempt in self._attempts.values())
 
     def function_of(self, key: RunKey) -> str:
         """The function of a call that it holds; empty for one that it does not."""
@@ -154,7 +153,8 @@ class WorkerCore:
 
     def _asked(self, message: SchedulerMessage, now: float) -> None:
         if message.lease > self.lease:
-            self._forgo(self._kept)
+            self._out += self._keeping.clear()
+            self._give_up_ahead()
         match message:
             case Run():
                 self._run(message, now)
@@ -163,12 +163,16 @@ class WorkerCore:
             case Retain():
                 if message.lease >= self.lease and not self.draining:
                     self.lease = message.lease
-                    self._kept.add(message.id)
+                    self._keeping.asked(message)
+                    self._out.append(Fetch(message))
+            case Anticipate():
+                if message.lease >= self.lease and not self.draining:
+                    self.lease = message.lease
                     self._out.append(Fetch(message))
             case Release():
                 if message.lease >= self.lease:
                     self.lease = message.lease
-                    self._forgo(self._kept.intersection(message.ids))
+                    self._out += self._keeping.let_go(message.ids)
             case Drain():
                 if message.lease >= self.lease:
                     self.lease = message.lease
@@ -185,23 +189,25 @@ class WorkerCore:
             case _:
                 assert_never(message)
 
-    def _forgo(self, ids: set[str]) -> None:
-        for hold in sorted(ids):
-            self._fills.drop(hold)
-            self._out.append(Forgo(hold))
-        self._kept = self._kept - ids
-
     def _fetched(self, event: Fetched) -> None:
-        retain, inputs = event.retain, event.inputs
-        if inputs is None:
-            self._kept.discard(retain.id)
-        elif retain.id in self._kept:
-            hold = Hold(retain.id, Tenant(retain.tenant), retain.call, inputs, retain.distance, retain.cache)
-            if retain.stream:
-                hold = self._fills.add(hold, (hold.tenant, SessionId(retain.session), VarId(retain.stream)))
-            self._out.append(Hoard(hold))
+        match event.order:
+            case Anticipate() as order:
+                self._expect(order, event.inputs)
+            case Retain() as order:
+                self._out += self._keeping.fetched(order, event.inputs)
+
+    def _expect(self, order: Anticipate, inputs: Mapping[VarId, Value] | None) -> None:
+        """A call is to begin once its last input is made, if that is being made here."""
+        variable, session = VarId(order.awaits), (order.tenant, order.session)
+        made = (a.outputs[variable] for a in self._attempts.values() if variable in a.outputs and a.key[:2] == session)
+        if inputs is not None and order.lease == self.lease and any(output.end is None for output in made):
+            self._ahead.expect(order, inputs)
+
+    def _give_up_ahead(self) -> None:
+        self._out += map(Abandon, self._ahead.clear())
 
     def _drain(self) -> None:
+        self._give_up_ahead()
         self.draining = True
         self._out.append(Present())
 
@@ -239,13 +245,16 @@ class WorkerCore:
 
     def _drop(self, attempt: Attempt) -> None:
         if attempt.begun_at is not None:
-            self._out.append(Abandon(attempt.key))
+            self._out.append(Abandon(attempt.job))
+        for variable in attempt.outputs:
+            self._ahead.gone((*attempt.key[:2], variable))
         del self._attempts[attempt.key[:3]]
         self._over[attempt.key] = None
         if len(self._over) > REMEMBERED:
             del self._over[next(iter(self._over))]
 
     def _slept(self) -> None:
+        self._give_up_ahead()
         for attempt in list(self._attempts.values()):
             self._drop(attempt)
             self._tell(attempt.key, EventKind.OVERTAKEN)
@@ -277,15 +286,28 @@ class WorkerCore:
             self._pass_on(attempt)
             return
         self._tell(event.key, EventKind.STARTED)
+        made: Sequence[Report] = ()
         if attempt.unmade:
             attempt.begun_at = event.now
             resumed = {v: r for v, o in attempt.outputs.items() if (r := o.resumed) is not None}
             run = attempt.run
-            self._out.append(Begin(Job(event.key, run.call, event.inputs, resumed, run.cache, run.order)))
+            made = self._begin(attempt, Job(event.key, run.call, event.inputs, resumed, run.cache, run.order))
         for output in attempt.outputs.values():
             self._advance(attempt, output, event.now)
         self._settle(attempt)
-        return
+        for report in made:
+            self._reported(report, event.now)
+
+    def _begin(self, attempt: Attempt, job: Job) -> Sequence[Report]:
+        """The backend begins, or has begun ahead. Returns what it has made."""
+        begun = self._ahead.take(attempt.key[:3])
+        if begun is not None and begun.suits(job):
+            attempt.job = begun.job.key
+            return begun.reports
+        if begun is not None:
+            self._out.append(Abandon(begun.job.key))
+        self._out.append(Begin(job))
+        return ()
 
     def _copy(self, attempt: Attempt, values: Sequence[Value]) -> None:
         """Publish what an identical call has made. Nothing was computed for it, and nothing of it was streamed."""
@@ -297,9 +319,10 @@ class WorkerCore:
     # --- what the backend makes ---
 
     def _reported(self, report: Report, now: float) -> None:
-        attempt = self._find(report.key)
-        if attempt is None:
-            return  # stopped meanwhile
+        attempt = self._attempts.get(report.key[:3])
+        if attempt is None or attempt.job != report.key:
+            self._ahead.note(report)  # or it was stopped meanwhile
+            return
         match report:
             case Produced():
                 output = attempt.outputs[report.variable]
@@ -311,15 +334,16 @@ class WorkerCore:
                 attempt.usage += report.usage
                 if output.end is None:
                     output.end, output.ended_at = report, now
+                    self._go_ahead(attempt, output, now)
                     self._advance(attempt, output, now)
             case JobEnded():
                 if attempt.unmade:
                     message = f"worker {self.worker!r} ended the call without {', '.join(attempt.unmade)}"
-                    self._fail(report.key, Failure(code=ErrorCode.ENGINE_ERROR, message=message, retryable=True))
+                    self._fail(attempt.key, Failure(code=ErrorCode.ENGINE_ERROR, message=message, retryable=True))
                     return
             case JobFailed():
                 attempt.begun_at = None
-                self._fail(report.key, report.failure, final=report.final)
+                self._fail(attempt.key, report.failure, final=report.final)
                 return
             case JobRefused():
                 attempt.begun_at = None
@@ -329,6 +353,16 @@ class WorkerCore:
                 assert_never(report)
         self._settle(attempt)
         return
+
+    def _go_ahead(self, attempt: Attempt, output: Making, now: float) -> None:
+        """An output is made: begin what waited for it alone."""
+        stream = (*attempt.key[:2], output.variable)
+        if not self._ahead.awaits(stream):
+            return
+        value = attempt.value(output, self.worker)
+        if isinstance(value, Value):
+            for job in self._ahead.made(stream, value):
+                self._out += [Begin(job), Wake(job.key, output.variable, now + GRACE)]
 
     # --- publishing ---
 
@@ -369,8 +403,8 @@ class WorkerCore:
             output.done = True
         elif output.in_flight is not None and event.n == output.next:
             output.acknowledged()
-            for hold in self._fills.grown((*event.key[:2], event.variable), output.stored_text, output.stored_tokens):
-                self._out += [Forgo(hold.id), Hoard(hold)]
+            stream = (*event.key[:2], event.variable)
+            self._out += self._keeping.grown(stream, output.stored_text, output.stored_tokens)
             self._advance(attempt, output, event.now)
         self._settle(attempt)
 
@@ -391,6 +425,8 @@ class WorkerCore:
             output = attempt.outputs[event.variable]
             output.waking = False
             self._advance(attempt, output, event.now)
+        elif self._ahead.overdue(event.key):
+            self._out.append(Abandon(event.key))
 
     # --- end ---
 

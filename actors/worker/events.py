@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from myna.actors.messages import (
+    Anticipate,
     Chunk,
     Event,
     Failure,
@@ -45,9 +46,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """The inputs of a prompt that is to be kept are there; None if they can't be had."""
+    """The inputs of a prompt that is to be kept, or those that a call has which is to be begun ahead, are there; None if they
+    can't be had."""
 
-    retain: Retain
+    order: Retain | Anticipate
     inputs: Mapping[VarId, Value] | None
 
 
@@ -129,9 +131,9 @@ class ReadInputs:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read the inputs of a prompt that is to be kept."""
+    """Read the inputs of a prompt that is to be kept, or those that a call has which is to be begun ahead."""
 
-    retain: Retain
+    order: Retain | Anticipate
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from myna.actors.codec import WireError
 from myna.actors.messages import (
     PROTOCOL,
     Announce,
+    Anticipate,
     Beat,
     Cordon,
     Drain,
@@ -184,6 +185,9 @@ class Worker:
                 case ToWorker.RETAIN:
                     retain: Retain = codec.decode(delivery.data, Retain)
                     self._feed(Asked(retain, self._now()))
+                case ToWorker.ANTICIPATE:
+                    anticipate: Anticipate = codec.decode(delivery.data, Anticipate)
+                    self._feed(Asked(anticipate, self._now()))
                 case ToWorker.RELEASE:
                     release: Release = codec.decode(delivery.data, Release)
                     self._feed(Asked(release, self._now()))
@@ -260,8 +264,8 @@ class Worker:
         match command:
             case ReadInputs():
                 self._spawn(self._await(self._storage.read, command), command.key)
-            case Fetch(retain=retain):
-                self._spawn(self._await(self._storage.fetch, retain))
+            case Fetch(order=order):
+                self._spawn(self._await(self._storage.fetch, order))
             case Hoard(hold=hold):
                 self._backend.retain(hold)
             case Forgo(hold=name):

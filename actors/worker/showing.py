@@ -10,8 +10,8 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from myna.actors.messages import CallId, CallSight, Phase, SessionId, SpanSight, Tenant, Value
-from myna.actors.worker.backend import Insight, RunKey
+from myna.actors.messages import CallSight, Phase, SpanSight, Value
+from myna.actors.worker.backend import Insight, Progress, RunKey
 
 MOST_CALLS = 256
 MOST_ENDED = 256
@@ -53,16 +53,14 @@ class Showing:
         return tuple(ended.values())
 
 
-def calls(held: Iterable[CallSight], insight: Insight, offset: float) -> tuple[CallSight, ...]:
-    """What the worker knows of its calls, with what its backend knows better; `MOST_CALLS` at most. `offset`: from the worker's
-    clock to the wall clock."""
-    return tuple(_shown(call, insight, offset) for call in islice(held, MOST_CALLS))
+def calls(held: Iterable[tuple[RunKey, CallSight]], insight: Insight, offset: float) -> tuple[CallSight, ...]:
+    """What the worker knows of its calls, each beside its backend's name for it, with what that knows better; `MOST_CALLS` at
+    most. `offset`: from the worker's clock to the wall clock."""
+    return tuple(_shown(call, insight.progress.get(job), offset) for job, call in islice(held, MOST_CALLS))
 
 
-def _shown(call: CallSight, insight: Insight, offset: float) -> CallSight:
+def _shown(call: CallSight, progress: Progress | None, offset: float) -> CallSight:
     call = replace(call, since=call.since + offset, first=None if call.first is None else call.first + offset)
-    key = (Tenant(call.tenant), SessionId(call.session), CallId(call.call), call.attempt)
-    progress = insight.progress.get(key)
     if progress is None or call.phase in (Phase.READING, Phase.STORING):
         return call
     return replace(

@@ -16,6 +16,7 @@ from myna.actors import codec, outcomes, subjects
 from myna.actors.bus import AlreadyAssigned, Bus, BusError
 from myna.actors.codec import TooLarge, WireError
 from myna.actors.messages import (
+    Anticipate,
     Cancellation,
     Chunk,
     ErrorCode,
@@ -121,16 +122,17 @@ class Storage:
             failure = Failure(code=ErrorCode.WORKER_LOST, message=message, retryable=True)
         return Read(key, inputs, chunks, already, failure, _now(), tuple(taken))
 
-    async def fetch(self, retain: Retain) -> Fetched:
-        """The inputs of a prompt that is to be kept: a hint, so that nothing is tried twice."""
+    async def fetch(self, order: Retain | Anticipate) -> Fetched:
+        """The inputs that there are of what is done for calls to come: a hint, so that nothing is tried twice."""
+        coming = order.stream if isinstance(order, Retain) else order.awaits
         try:
             async with asyncio.timeout(PATIENCE):
-                wanted = [v for v in dict.fromkeys(inputs_of(retain.call)) if v != retain.stream]
-                inputs = await self._read(Tenant(retain.tenant), SessionId(retain.session), wanted)
+                wanted = [v for v in dict.fromkeys(inputs_of(order.call)) if v != coming]
+                inputs = await self._read(Tenant(order.tenant), SessionId(order.session), wanted)
         except (BusError, WireError, TimeoutError) as error:
-            log.debug("a prompt can't be kept", call=retain.call.id, reason=str(error) or "time-out")
-            return Fetched(retain, None)
-        return Fetched(retain, inputs)
+            log.debug("nothing is done ahead", call=order.call.id, reason=str(error) or "time-out")
+            return Fetched(order, None)
+        return Fetched(order, inputs)
 
     async def _read(self, tenant: Tenant, session: SessionId, variables: Sequence[VarId]) -> dict[VarId, Value]:
         """The values of variables, in their order; those that aren't known here are asked for side by side."""

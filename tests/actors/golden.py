@@ -260,6 +260,9 @@ EXAMPLES: dict[str, Frozen] = {
         lease=1,
         source=m.Source(session="s0", call="call-9", variables=("x",)),
     ),
+    "Anticipate": m.Anticipate(
+        tenant="acme", session="s1", call=_MODEL_CALL, awaits="question", lease=5, cache="team", order=1.5
+    ),
     "Retain": m.Retain(tenant="acme", session="s1", id="keep-1", call=_MODEL_CALL, lease=5, distance=2.5),
     "Release": m.Release(ids=("keep-1", "keep-2"), lease=5),
     "Drain": m.Drain(lease=5),

@@ -33,11 +33,16 @@ from tests.faults.network import FaultyBus, Network
 from tests.faults.simulation import Process, Simulation
 
 MODEL = "m"
+MEMORY = 1_000_000
+"""Tokens of KV, of which there are always enough."""
 
 
-@function(retries=100)
-def step(parts: Input, word: Annotated[str, Output()]) -> None:
-    """{{parts}}{{word}}"""
+TASK = "Go on with this. " * 32
+"""Long enough for it to be computed, and the call to be begun, before its inputs are known to the scheduler."""
+
+
+@function(prompt=TASK + "{{parts}}{{word}}", retries=100)
+def step(parts: Input, word: Annotated[str, Output()]) -> None: ...
 
 
 # --- engines ----------------------------------------------------------------------------------------------------------
@@ -68,7 +73,7 @@ class Engine(TaskBackend):
     async def start(self, report: Reporter) -> Offer:
         self._report = report
         self._died = asyncio.get_running_loop().create_future()
-        return Offer(WorkerKind.ENGINE, (MODEL,), self._capacity, resumable=self._resumable)
+        return Offer(WorkerKind.ENGINE, (MODEL,), self._capacity, tokens=MEMORY, resumable=self._resumable)
 
     async def wait(self) -> None:
         await self._died

@@ -4,8 +4,8 @@ Laws:
 - An engine that runs paced work (somebody waits for each token) takes other work only while its mean step stays within the
   bound: `STRETCH` times its step alone, by its own measured step times, or the `tpot` that was asked for. No more engines are
   reserved so than paced work is a part of all work. Where no other engine serves the same, the bound is `SOLE` times its step
-  alone, for there is nowhere else to go, and one call of other work is always allowed, so that nothing waits for ever. What is
-  not measured yet limits nothing.
+  alone, for there is nowhere else to go, and that only while paced calls run there; and one call of other work is always
+  allowed, so that nothing waits for ever. What is not measured yet limits nothing.
 - A prompt is handed over when the engine can begin it within `BACKLOG` seconds, where nobody else serves the same by the order
   of those that wait there. Until then it waits here, where a more urgent one may still pass it.
 - Interference: a step that computes prompts takes several times as long as one that only draws tokens. Beside more than `MANY`
@@ -213,7 +213,7 @@ class Occupancy:
     def opens(self, pressure: float, *, sole: bool) -> bool:
         """Whether, being reserved, it takes one more call of other work, which commonly has so much `pressure`. `sole`: nobody
         else serves the same."""
-        if (sole and self.other == 0) or not self.steps.measured:
+        if (sole and not (self.paced and self.other)) or not self.steps.measured:
             return True
         return self.step(Cost(0.0, pressure, 1.0)) <= self.bound(sole=sole)
 

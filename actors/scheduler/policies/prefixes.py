@@ -51,9 +51,9 @@ def chained(boundaries: tuple[Boundary, ...], prompt: int) -> Chain:
     return Chain(boundaries, prompt, tokens, boundaries[-1].tokens if boundaries else 0.0)
 
 
-def chain_of(call: ModelCall, salt: object, describe: Describe) -> Chain:
-    """The prefixes of a call, shortest first. The end of the prompt is always one."""
-    name = hash((salt, call.models, tuple([t.name for t in call.tools]) if call.tools else ()))
+def chain_of(call: ModelCall, cache: str, describe: Describe) -> Chain:
+    """The prefixes of a call, shortest first, as that cache has them. The end of the prompt is always one."""
+    name = hash((cache, call.models, tuple([t.name for t in call.tools]) if call.tools else ()))
     boundaries: list[Boundary] = []
     tokens, named, prompt = 0.0, 0.0, None
     for message in call.messages:

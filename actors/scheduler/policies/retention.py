@@ -7,7 +7,8 @@ Laws:
   would be kept, and in the engine, where its memory is short. It is advice: nothing is wrong if an engine keeps nothing.
 - A consumer is prepared (early placement) on the engine of the first producer that runs: what stands before its first missing
   input is computed there meanwhile, so that it is drawn there; and that input, if it is of some length and is streamed, as it is
-  generated. Not where that is short, takes longer than the producer, or would be in the way of others.
+  generated. Not where that is short, takes longer than the producer, or would be in the way of others. If it lacks nothing else,
+  it begins there when that has been made, before the scheduler has seen it (`actors/worker/ahead.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from myna.actors.messages import ModelCall, Output, SessionId, StreamMode, Tenant, VarId, WorkerId
+from myna.actors.outcomes import OutcomeStatus
 from myna.actors.scheduler.policies.prefixes import Boundary, Chain, chained
 from myna.actors.scheduler.policies.prompts import awaited, converses, cut, known_tokens
 
@@ -94,6 +96,15 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
+class Lead:
+    """A worker is to begin `call` once it has made `awaits`, the one input that lacks."""
+
+    worker: WorkerId
+    call: CallNode
+    awaits: VarId
+
+
+@dataclass(frozen=True, slots=True)
 class Waiver:
     """A worker need not keep these any longer."""
 
@@ -131,7 +142,7 @@ class Retention:
         self._tokens: dict[WorkerId, float] = {}
         self._turns: dict[tuple[Tenant, SessionId], tuple[WorkerId, int]] = {}
         self._finished: list[tuple[CallNode, ModelCall, Boundary, WorkerId]] = []
-        self._orders: list[Wish | Waiver] = []
+        self._orders: list[Wish | Lead | Waiver] = []
         self._number = 0
         self.pending = False
         """Whether `take` has something to say."""
@@ -205,7 +216,17 @@ class Retention:
         coming = awaited(spec, graph)
         streamed = coming if coming is not None and _streams(producer, coming) else None
         self._keep(worker, call, spec, end, end.tokens, now, seconds, stream=streamed)
+        self._lead(worker, producer, call, graph)
         return chained(chain.boundaries[:count], count)
+
+    def _lead(self, worker: Worker, producer: CallNode, call: CallNode, graph: SessionGraph) -> None:
+        """Where a call lacks nothing but what its producer makes, it need not wait until that has been told."""
+        if call.missing != 1 or call.seen or not isinstance(call.spec, ModelCall) or call.spec.memoise:
+            return
+        lacking = next(v for v in call.inputs if graph.variables[v].status is not OutcomeStatus.VALUE)
+        if graph.variables[lacking].producer is producer:
+            self.pending = True
+            self._orders.append(Lead(worker.id, call, lacking))
 
     def _pays(
         self, call: CallNode, producer: CallNode, worker: Worker, tokens: float, seconds: float, now: float
@@ -245,7 +266,7 @@ class Retention:
         if worker is not None and (kept := self._kept.get(worker, {}).get(name)) is not None:
             kept.until = 0.0
 
-    def take(self, pace: float, now: float) -> list[Wish | Waiver]:
+    def take(self, pace: float, now: float) -> list[Wish | Lead | Waiver]:
         """The orders that have come of an event, once all that could be dispatched has been."""
         if self._finished:
             self._settle(pace, now)

@@ -60,6 +60,11 @@ class Overheard(EngineBackend):
     def __init__(self, settings: config.Settings) -> None:
         super().__init__(settings)
         self.said: asyncio.Queue[Report] = asyncio.Queue()
+        self.begun: list[RunKey] = []
+
+    def run(self, job: Job) -> None:
+        self.begun.append(job.key)
+        super().run(job)
 
     def _command_line(self, fd: int) -> list[str]:
         return [*super()._command_line(fd), "--ahead-tokens", "512"]
@@ -190,9 +195,11 @@ async def test_what_is_kept_or_computed_ahead_or_was_said_before_is_found_in_the
     # Kept: a prompt that a call to come begins with, its inputs' values included.
     text, given = "the quick brown fox jumps over the lazy dog " * 2, Value(text="and while it rains it runs. ")
     cut = ModelCall(id="call-b", messages=(Message(segments=(Text(text=text), Input(variables=("x",)))),))
+    stale = backend.load()
+    await until(lambda: backend.load() is not stale, "the engine has told how it stands now")
     so_far = computed()
     backend.retain(Hold("k1", TENANT, cut, {VarId("x"): given}, 1.0))
-    await until(lambda: computed() >= so_far + 100, "it is computed")
+    await until(lambda: computed() >= so_far + 32, "it is computed")
     parts = (Text(text=text), Text(text=given.text), Output(variables=("b",), sampling=Sampling(max_tokens=8)))
     await app.submit(ModelCall(id="call-b", messages=(Message(segments=parts),)))
     kept = await value(app, "b")
@@ -212,6 +219,11 @@ async def test_what_is_kept_or_computed_ahead_or_was_said_before_is_found_in_the
     await app.submit(after("f", "first ", max_tokens=60), after("g", constant, "f"))
     ahead = await value(app, "g")
     assert ahead.usage.cached_tokens >= 128
+
+    # And begun, once that result has been made, before the scheduler has heard of it.
+    first, *_ = [key for key in backend.begun if key[2] == "call-g"]
+    assert first[3] < 0
+    assert ahead.attempt > 0, "what is published is an attempt's that the scheduler knows"
 
     # Filled in: an input is computed while it is generated, but for its last pieces. A busy machine may be late.
     length, turn, filled = 128, 0, 0

@@ -40,6 +40,7 @@ from myna.actors.scheduler.commands import (
     Command,
     Dispatch,
     EndVariable,
+    Foresee,
     Halt,
     Inquire,
     Keep,
@@ -155,6 +156,11 @@ class World:
             for variable in inputs_of(run.call):
                 assert self.ended[key, variable] is OutcomeStatus.VALUE, f"{run.call.id} dispatched without {variable}"
             self.dispatched.append(run)
+        elif isinstance(command, Foresee):
+            early = command.anticipate
+            key = (Tenant(early.tenant), SessionId(early.session))
+            lacking = {v for v in inputs_of(early.call) if self.ended.get((key, v)) is not OutcomeStatus.VALUE}
+            assert lacking <= {early.awaits}, f"{early.call.id} is foreseen, and lacks {lacking}"
 
     def lead(self) -> None:
         """A scheduler starts, folds the streams, and leads."""

@@ -38,7 +38,7 @@ from myna.actors.worker.events import (
     Stored,
     Tell,
 )
-from myna.actors.worker.filling import PIECE
+from myna.actors.worker.keeping import PIECE
 from tests.actors.stage import call
 
 KEY: Any = ("t", "s", "call-a", 1)
@@ -101,7 +101,7 @@ def retain(name: str = "k1", *, lease: int = 7) -> Retain:
 def kept(core: WorkerCore, name: str = "k1", **options: Any) -> Hoard:
     order = retain(name, **options)
     (fetch,) = [c for c in core.handle(Asked(order, 1.0)) if isinstance(c, Fetch)]
-    assert fetch.retain is order
+    assert fetch.order is order
     (hoard,) = core.handle(Fetched(order, {VarId("x"): MADE}))
     assert isinstance(hoard, Hoard)
     return hoard

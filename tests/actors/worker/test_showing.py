@@ -45,9 +45,11 @@ def test_values_without_times_are_not_shown_and_there_are_never_too_many() -> No
 def test_what_the_backend_knows_of_a_call_counts_while_it_has_it() -> None:
     insight = Insight({key(n): Progress(Phase.PREFILL, 40, 16, 8, 3) for n in ("known", "reading", "storing")})
     calls = [held("known"), held("unknown"), held("reading", Phase.READING), held("storing", Phase.STORING)]
-    known, unknown, reading, storing = showing.calls(calls, insight, 100.0)
+    known, unknown, reading, storing = showing.calls([(key(c.call), c) for c in calls], insight, 100.0)
     assert (known.phase, known.tokens, known.computed, known.cached, known.prefix) == (Phase.PREFILL, 40, 16, 8, 3)
     assert (known.since, known.produced) == (105.0, 2)
     assert [c.phase for c in (unknown, reading, storing)] == [Phase.QUEUED, Phase.READING, Phase.STORING]
-    assert [c.first for c in showing.calls([held("a"), replace(held("b"), first=7.0)], insight, 100.0)] == [None, 107.0]
-    assert len(showing.calls((held(f"c{n}") for n in range(MOST_CALLS + 9)), insight, 0.0)) == MOST_CALLS
+    early = [(key("a"), held("a")), (key("known"), replace(held("b"), first=7.0))]
+    shown = showing.calls(early, insight, 100.0)
+    assert [(c.call, c.first, c.tokens) for c in shown] == [("a", None, 0), ("b", 107.0, 40)]
+    assert len(showing.calls(((key("a"), held(f"c{n}")) for n in range(MOST_CALLS + 9)), insight, 0.0)) == MOST_CALLS

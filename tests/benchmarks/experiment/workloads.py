@@ -96,7 +96,7 @@ def chain(size: Chain, name: str = "chain summary", to_a: float = 1.38) -> Exper
     )
 
 
-def loaded_chain(size: Chain, rate: float, prompt: int = 512, output: int = 50, end: float = 60.0) -> Experiment:
+def loaded_chain(size: Chain, rate: float, prompt: int = 512, output: int = 50, end: float = 20.0) -> Experiment:
     """A chain among requests of others."""
 
     def loads(words: Words) -> list[Load]:

@@ -34,6 +34,7 @@ from myna.actors.scheduler.commands import (
     Command,
     Dispatch,
     EndVariable,
+    Foresee,
     Halt,
     Inquire,
     Keep,
@@ -150,7 +151,7 @@ class Cluster:
                 client = self._clients[SessionId(run.session)]
                 call = run.call
                 assert isinstance(call, ModelCall)
-                chain = chain_of(call, run.tenant, _describe(client))
+                chain = chain_of(call, run.cache or run.tenant, _describe(client))
                 key = (run.tenant, run.session, call.id)
                 self._held[worker][key] = run.attempt
                 self._outputs[key] = outputs_of(call)
@@ -169,7 +170,7 @@ class Cluster:
             case Keep(worker=worker, retain=retain):
                 asking = self._clients.get(SessionId(retain.session))
                 if asking is not None:
-                    prefix = chain_of(retain.call, retain.tenant, _describe(asking))
+                    prefix = chain_of(retain.call, retain.cache or retain.tenant, _describe(asking))
                     # What is filled in while it is generated is not modelled: it comes with the consumer.
                     tokens = prefix.tokens - asking.job.outputs.get(retain.stream, 0)
                     known = tuple(b for b in prefix.boundaries[: prefix.prompt] if b.tokens <= tokens)
@@ -177,8 +178,8 @@ class Cluster:
             case LetGo(worker=worker, release=release):
                 for name in release.ids:
                     self.engines[worker].let_go(name)
-            case SayHello() | AppendEntry() | PurgeSession() | Inquire():
-                pass
+            case SayHello() | AppendEntry() | PurgeSession() | Inquire() | Foresee():
+                pass  # what is foreseen saves a journey, and nothing travels here
 
     def _tick(self, now: float) -> None:
         self._feed(Tick(now))

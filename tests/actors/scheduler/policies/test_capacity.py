@@ -85,6 +85,18 @@ def test_a_sole_engine_takes_more_other_work_than_one_of_several_and_still_not_m
     assert not asked.opens(BATCH.pressure, sole=True)
 
 
+def test_a_sole_engine_on_which_no_paced_call_runs_just_now_takes_other_work_as_it_comes() -> None:
+    occupancy = measured()
+    occupancy.add(CHAT, 0.0)
+    occupancy.remove(CHAT, 1.0)
+    for _ in range(200):
+        assert occupancy.opens(BATCH.pressure, sole=True)
+        occupancy.add(BATCH, 1.0)
+    assert not occupancy.opens(BATCH.pressure, sole=False)
+    occupancy.add(CHAT, 2.0)
+    assert not occupancy.opens(BATCH.pressure, sole=True)
+
+
 def test_one_call_of_other_work_is_taken_where_nobody_else_serves_it_and_before_measurement_there_is_no_limit() -> None:
     occupancy = measured()
     for _ in range(500):

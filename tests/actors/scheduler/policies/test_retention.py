@@ -9,6 +9,7 @@ from msgspec import structs
 from myna.actors.messages import (
     PROTOCOL,
     Announce,
+    CallId,
     Cancel,
     Close,
     Declare,
@@ -32,7 +33,7 @@ from myna.actors.messages import (
     WorkerKind,
 )
 from myna.actors.outcomes import OutcomeStatus
-from myna.actors.scheduler.commands import Dispatch, Keep, LetGo
+from myna.actors.scheduler.commands import Dispatch, Foresee, Keep, LetGo
 from myna.actors.scheduler.core import SchedulerCore
 from myna.actors.scheduler.events import Ended, Heard, Led, Logged, Tick
 from myna.actors.scheduler.policies import Policies
@@ -319,6 +320,42 @@ def test_an_input_is_filled_in_as_it_is_generated_if_it_is_long_alone_and_seen_b
         (keep,) = play.look()[1]
         assert keep.retain.stream == ("a" if streamed else "")
         assert texts(keep) == (["xxxxx", "a"] if streamed else ["xxxxx"])
+
+
+@pytest.mark.parametrize(("cache", "there"), [("", True), ("own", False)])
+def test_what_is_kept_in_one_cache_is_not_there_in_another(cache: str, there: bool) -> None:
+    play = Play()
+    calls = (call("a", "short"), call("b", LONG, of("a")))
+    play.submit(*calls)
+    play.look()
+    play.log(Open(protocol=PROTOCOL, cache=cache), Submit(calls=calls), session="another")
+    assert (play.look()[1] == []) is there
+
+
+def test_a_consumer_that_lacks_nothing_else_is_to_begin_by_what_its_producer_makes() -> None:
+    play = Play(engines=2)
+    play.submit(call("a", "short"), call("b", LONG, of("a"), "the end"))
+    (foreseen,) = [c for c in play.commands if isinstance(c, Foresee)]
+    early, graph = foreseen.anticipate, play.core.sessions[TENANT, SessionId("s")].graph
+    assert foreseen.worker == graph.calls[CallId("c-a")].worker
+    assert (early.call, early.awaits, early.lease) == (graph.calls[CallId("c-b")].spec, "a", 1)
+    play.look()
+    play.value("a")
+    (dispatch,) = [c for c in play.commands if isinstance(c, Dispatch)]
+    assert (dispatch.worker, dispatch.run.call, dispatch.run.cache) == (foreseen.worker, early.call, early.cache)
+
+
+def test_a_consumer_that_lacks_more_or_may_be_copied_is_not_begun_ahead() -> None:
+    for consumer, foreseen in (
+        (call("b", LONG, of("a", "a")), True),
+        (call("b", LONG, of("a", "x")), False),  # somebody else makes x
+        (call("b", LONG, of("x")), False),
+        (structs.replace(call("b", LONG, of("a")), memoise=True), False),
+    ):
+        play = Play()
+        play.log(Declare(variables=("x",)))
+        play.submit(call("a", "short"), consumer)
+        assert bool([c for c in play.commands if isinstance(c, Foresee)]) is foreseen
 
 
 def test_what_is_filled_in_counts_among_what_is_kept_and_is_let_go_when_its_producer_fails() -> None:
