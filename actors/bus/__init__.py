@@ -34,11 +34,12 @@ class NotAllowed(BusError):
 
 
 class AlreadyAssigned(BusError):
-    """A single-assignment subject already has its message (server error 10077)."""
+    """A single-assignment subject already has its message (server error 10077). `stream` has it, if that is known."""
 
-    def __init__(self, subject: str) -> None:
+    def __init__(self, subject: str, stream: str = "") -> None:
         super().__init__(f"{subject} already has its one message")
         self.subject = subject
+        self.stream = stream
 
 
 class SlowConsumer(BusError):
@@ -147,7 +148,8 @@ class Bus(ABC):
         timeout: float = 10.0,
     ) -> Receipt:
         """Store a message in the stream of `subject`. With a `message_id` it is tried again, with back-off, until `timeout`
-        seconds have passed; without one, once. Raises `AlreadyAssigned`, `Unavailable`, `codec.TooLarge`."""
+        seconds have passed, and what an earlier try of this call stored unseen is a duplicate, not `AlreadyAssigned`; without
+        one, once. Raises `AlreadyAssigned`, `Unavailable`, `codec.TooLarge`."""
 
     @abstractmethod
     async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0, fresh: bool = False) -> Stored | None:

@@ -1,7 +1,10 @@
 """JetStream's requests and answers, as far as a bus needs them. What can be repeated safely is, until the time-out.
 
 An append is repeated only with a message id, by which the stream knows it again. The order of the server's checks matters:
-the message id comes first, so that the same id again is a duplicate within the stream's window, and `AlreadyAssigned` after it.
+the message id comes first, so that the same id again is a duplicate within the stream's window, and refused after it.
+
+A repetition is refused too, where the servers took longer than that to agree on a new leader, or where he does not know the id
+yet. So whether a refused repetition is `AlreadyAssigned`, the id of the message that the subject has tells.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 import msgspec
 
 from myna.actors import codec
-from myna.actors.bus import AlreadyAssigned, BusError, Receipt, Stored, StreamSize, Unavailable
+from myna.actors.bus import AlreadyAssigned, BusError, NotAllowed, Receipt, Stored, StreamSize, Unavailable
 from myna.actors.bus.checks import check_size
 from myna.actors.bus.headers import pack_headers, unpack_headers
 from myna.actors.bus.link import Answer, Link
@@ -131,6 +134,8 @@ class JetStream:
         self.link = link
         self._failing: float | None = None
         """Since when nothing could be stored."""
+        self._leaders_forbidden: set[str] = set()
+        """Streams whose leaders this user may not ask."""
 
     async def append(
         self, subject: str, data: bytes, *, message_id: str | None, headers: Mapping[str, str] | None, timeout: float
@@ -141,11 +146,13 @@ class JetStream:
         head = pack_headers(headers) if headers else b""
         check_size(subject, data, len(head), self.link.max_payload)
         tries = Tries(self.link, timeout)
+        earlier: str | None = None
         while True:
             await tries.connected(subject)
             try:
                 patience = tries.left if message_id is None else tries.patience
-                receipt = _receipt(subject, data, await self.link.ask(subject, data, head=head, timeout=patience))
+                answer = await self.link.ask(subject, data, head=head, timeout=patience)
+                receipt = await self._settle(subject, data, answer, earlier, tries)
                 self._failing = None
                 return receipt
             except TimeoutError:
@@ -159,7 +166,22 @@ class JetStream:
             await self._doubt()
             if message_id is None:
                 raise Unavailable(f"{subject}: {problem}")
+            earlier = message_id
             await tries.again(subject, str(problem))
+
+    async def _settle(self, subject: str, data: bytes, answer: Answer, earlier: str | None, tries: Tries) -> Receipt:
+        """What a stream answered. `earlier` is the message id of an earlier try, which may have been stored unseen."""
+        try:
+            return _receipt(subject, data, answer)
+        except AlreadyAssigned as refusal:
+            if earlier is None:
+                raise
+            stored = await self.get_fresh(refusal.stream, subject, tries.patience)
+            if stored is None:
+                raise Unavailable("the subject is taken, and by whom does not show yet") from refusal
+            if stored.headers.get(MESSAGE_ID) != earlier:
+                raise
+            return Receipt(refusal.stream, stored.sequence, duplicate=True)
 
     async def _doubt(self) -> None:
         """Nothing was stored. A server that is cut off from the others answers pings all the same: ask another one, then."""
@@ -190,6 +212,15 @@ class JetStream:
                     await tries.again(where, f"no stream {stream} answers")
                 case status:
                     raise BusError(f"{where}: status {status}")
+
+    async def get_fresh(self, stream: str, subject: str, timeout: float) -> Stored | None:
+        """The last message of `subject`: from the stream's leader, if this user may ask him, else from any replica."""
+        if stream not in self._leaders_forbidden:
+            try:
+                return await self.get_from_leader(stream, subject, timeout)
+            except NotAllowed:  # to tenants' users, among them agents: a direct get is all the JetStream that they have
+                self._leaders_forbidden.add(stream)
+        return await self.get(stream, subject, timeout)
 
     async def get_from_leader(self, stream: str, subject: str, timeout: float) -> Stored | None:
         """The last message of `subject`, from the stream's leader."""
@@ -292,7 +323,7 @@ def _receipt(subject: str, data: bytes, answer: Answer) -> Receipt:
         return Receipt(ack.stream, ack.seq, ack.duplicate)
     refusal = ack.error
     if refusal.err_code == _STORE_FAILED and "per subject" in refusal.description:
-        raise AlreadyAssigned(subject)
+        raise AlreadyAssigned(subject, ack.stream)
     if refusal.err_code == _MESSAGE_TOO_LARGE:
         raise codec.TooLarge(f"a message to {subject}", len(data))
     raise ApiError(refusal.code, refusal.err_code, refusal.description)

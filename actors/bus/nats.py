@@ -60,7 +60,6 @@ class NatsBus(Bus):
         self._mailboxes: dict[Mailbox[Delivery], int] = {}
         self._follows: set[Follow] = set()
         self._pulse: Pulse | None = None
-        self._leaders_forbidden = False
         link.on_denied = self._denied
 
     @classmethod
@@ -197,12 +196,8 @@ class NatsBus(Bus):
     async def get(self, stream: Stream, subject: str, *, timeout: float = 5.0, fresh: bool = False) -> Stored | None:
         """The last message of `subject`. Unless it is `fresh`, a replica may not know what was stored a moment ago."""
         self._check_open()
-        if fresh and not self._leaders_forbidden:
-            try:
-                return await self._jetstream.get_from_leader(stream.name, subject, timeout)
-            except NotAllowed:  # to tenants' users, among them agents: a direct get is all the JetStream that they have
-                self._leaders_forbidden = True
-        return await self._jetstream.get(stream.name, subject, timeout)
+        get = self._jetstream.get_fresh if fresh else self._jetstream.get
+        return await get(stream.name, subject, timeout)
 
     async def follow(
         self,

@@ -48,7 +48,9 @@ def _trust_the_servers(patch: pytest.MonkeyPatch) -> None:
 DEFECTS = (
     Defect("a dispatch that was lost was waited for for ever", (33, 40, 60, 68), _trust_the_network),
     Defect("a stream that servers had lost was not made again", (12, 17, 150), _trust_the_servers),
-    Defect("a stream ended before its value, which then came out otherwise", (1, 43, 60, 86, 88), _end_at_the_last_chunk),
+    Defect(
+        "a stream ended before its value, which then came out otherwise", (1, 43, 60, 86, 88), _end_at_the_last_chunk
+    ),
 )
 
 
