@@ -4,13 +4,15 @@ Law: a step is as long as those who wait for its end can bear. A token of each o
 after a step that outputs shortened would cost a whole step more.
 
 Outputs that go before the prompts that wait hold these back, where that pays: where one of them ends sooner by it, or where they
-are at least as many as the prompts, whose applications do not yet draw. (Else few would hold up many.) Prompts lose little by it:
-in steps of some hundred tokens, which fill a bucket, each takes hardly more time than in steps of thousands.
+are at least as many as the siblings that a prompt waits with. (Else few would hold up many. Where each prompt goes before the
+next, it soon draws itself, while those after it are held back.) Prompts lose little by it: in steps of some hundred tokens, which
+fill a bucket, each takes hardly more time than in steps of thousands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
 from myna.engine.interface import BatchLimits
 from myna.engine.program import Program
@@ -33,7 +35,9 @@ class Budget:
     ) -> None:
         self._lead = next((program.key[:2] for program in running if program.work == 1), None)
         """Priority and order of the first program that draws in the step."""
-        self._left = (limits.mixed_tokens if self._lead is not None else None) or limits.step_tokens
+        self._left = (
+            _alone(limits, running, waiting) if self._lead is None else limits.mixed_tokens or limits.step_tokens
+        )
         self._withheld = self._left - _held_to(limits, self._left, self._lead, running, waiting)
         """What those who come after that one have less."""
         self._ahead = _ahead(limits.ahead_tokens, running, waiting, calm=calm)
@@ -59,10 +63,21 @@ class Budget:
         return self._left - self._withheld if follows else self._left
 
 
-def pays(left: Sequence[float], prompts: Sequence[float], held_to: float) -> bool:
-    """Whether outputs that have so many tokens `left` each should hold back these prompts, to `held_to` tokens a step."""
+def _alone(limits: BatchLimits, running: Sequence[Program], waiting: Sequence[Program]) -> int:
+    """Tokens of prompts in a step in which nobody draws. Several prompts of one step would draw in step from then on, end
+    together, and come back together: the first of them had better begin."""
+    if limits.joint_tokens is None:
+        return limits.step_tokens
+    first = next((p.work for p in (*running, *waiting) if p.awaited and p.work > 1), 0)
+    return min(max(limits.joint_tokens, first), limits.step_tokens)
+
+
+def pays(left: Sequence[float], prompts: Sequence[float], orders: Sequence[Hashable], held_to: float) -> bool:
+    """Whether outputs that have so many tokens `left` each should hold back these prompts, to `held_to` tokens a step. Siblings
+    among them have the same of the `orders`."""
     waiting = sum(prompts)
-    return len(left) >= len(prompts) or any(0 < n * held_to < waiting for n in left)
+    with_siblings = sum(n * n for n in Counter(orders).values())
+    return len(left) * len(prompts) >= with_siblings or any(0 < n * held_to < waiting for n in left)
 
 
 def _held_to(
@@ -83,7 +98,7 @@ def _held_to(
     before = [p for p in running[:_LOOKED_AT] if p.key[:2] < first]
     left = [p.room - len(p.context.tokens) for p in before if p.work == 1]
     held_to = max(limits.leading_tokens - len(running) + len(begun), 1)
-    return held_to if pays(left, [p.work for p in behind], held_to) else most
+    return held_to if pays(left, [p.work for p in behind], [p.key[:2] for p in behind], held_to) else most
 
 
 def _comes_after(lead: tuple[int, float], program: Program) -> bool:

@@ -41,16 +41,18 @@ _SUITS = Suits(
         max_sequences=256,
         step_tokens=132 * 128,
         mixed_tokens=33 * 128 - 64,
+        joint_tokens=132 * 16,
         ahead_tokens=64,
         leading_tokens=512,
         calm=0.02,
         step_price=230,
     ),
 )
-"""132 multiprocessors take products in tiles of 128 rows: these steps, the second with 64 decodes on top, leave none idle. A
-step of 512 rows takes two and a half times as long as decodes alone, and is one of `BUCKETS`, so that no row of it is padding.
-(One of 448, three and a half tiles, takes longer: 17 ms against 14.6 in many chains.) A call whose input has just come arrives
-some 3 ms later: a step for nobody would hold it up for longer. The least step takes the time of 230 tokens of a prompt."""
+"""132 multiprocessors take products in tiles of 128 rows: these steps, the second with 64 decodes on top, leave none idle; one of
+half the second has the same rate. A step of 512 rows takes two and a half times as long as decodes alone, and is one of
+`BUCKETS`, so that no row of it is padding. (One of 448, three and a half tiles, takes longer: 17 ms against 14.6 in many chains.)
+A call whose input has just come arrives some 3 ms later: a step for nobody would hold it up for longer. The least step takes the
+time of 230 tokens of a prompt."""
 
 _SPARE_SHARE = 0.02
 _SPARE_BYTES = 256 * 2**20

@@ -42,7 +42,8 @@ class ModelSpec:
 class BatchLimits:
     """`max_sequences` programs run at a time; a step computes `step_tokens` of prompts beside a token of each output.
 
-    `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. And
+    `mixed_tokens` of prompts while there are outputs, whose next tokens wait for the step to end; None: `step_tokens`. Without
+    outputs, several prompts have `joint_tokens`, and one that is longer `step_tokens`; None: all have these. And
     `ahead_tokens` make a tile: what outputs leave of one, a step computes for next to nothing more, and does so of prompts that
     nobody waits for; 0: rows are no cheaper in company; None: no bound. A step for nobody alone begins when nobody has been
     served for `calm` seconds: who comes next may be on the way. And a step has `leading_tokens`, the outputs' among them, where
@@ -53,13 +54,14 @@ class BatchLimits:
     max_sequences: int = 64
     step_tokens: int = 1024
     mixed_tokens: int | None = None
+    joint_tokens: int | None = None
     ahead_tokens: int | None = None
     leading_tokens: int | None = None
     calm: float = 0.0
     step_price: int = 0
 
     def __post_init__(self) -> None:
-        parts = (self.mixed_tokens, self.ahead_tokens, self.leading_tokens)
+        parts = (self.mixed_tokens, self.joint_tokens, self.ahead_tokens, self.leading_tokens)
         if min(self.max_sequences, self.step_tokens, *(part or 1 for part in parts)) < 1:
             raise ValueError("a batch needs room for at least one sequence and one token")
 

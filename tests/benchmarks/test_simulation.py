@@ -224,7 +224,7 @@ def test_prompts_are_computed_in_their_order_and_held_back_beside_many_outputs_t
         clock = Clock(replace(MODEL, leading=leading))
         for n in range(draw):
             clock.engine.submit(replace(request(f"draws {n}", ("p", 10), output=output), order=1.0), 0.0)
-        for name, order in (("late", 3.0), ("early", 2.0)):
+        for name, order in (("late", 3.0), ("late too", 3.0), ("late as well", 3.0), ("early", 2.0)):
             prompt = replace(request(name, (name, 3000), output=1), order=order)
             clock.at(0.1, partial(clock.engine.submit, prompt))
         clock.run()

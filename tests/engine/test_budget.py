@@ -72,14 +72,15 @@ def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None
 
 
 @pytest.mark.parametrize(
-    ("order", "draws", "prompts", "kept", "steps"),
+    ("orders", "draws", "kept", "steps"),
     [
-        (0.0, 40, 1, 0, 3),
-        (2.0, 40, 1, 0, 3),
-        (3.0, 40, 1, 0, 8),
-        (3.0, 40, 1, 9, 8),
-        (3.0, 40, 2, 0, 10),
-        (3.0, 4, 2, 0, 8),
+        ([0.0], 40, 0, 3),
+        ([2.0], 40, 0, 3),
+        ([3.0], 40, 0, 8),
+        ([3.0], 40, 9, 8),
+        ([3.0, 3.0], 40, 0, 10),
+        ([3.0, 3.0], 4, 0, 8),
+        ([3.0, 4.0], 40, 0, 16),
     ],
     ids=[
         "before it",
@@ -88,10 +89,11 @@ def test_an_engine_that_computes_for_nobody_is_soon_free_for_who_comes() -> None
         "after it, others for nobody",
         "two, until one is left",
         "two, it ends sooner",
+        "two, one after the other",
     ],
 )
 def test_outputs_hold_back_prompts_that_come_after_them_where_that_pays(
-    order: float, draws: int, prompts: int, kept: int, steps: int
+    orders: list[float], draws: int, kept: int, steps: int
 ) -> None:
     limits = BatchLimits(4, 12, ahead_tokens=1, leading_tokens=5)
     machine = serve(HashModel(), pages=64, limits=limits)
@@ -99,10 +101,10 @@ def test_outputs_hold_back_prompts_that_come_after_them_where_that_pays(
         machine.retain(RequestId(f"kept {n}"), [n + 6] * 20)
     machine.submit(replace(ask("draws", [1, 2], greedy(draws, ignore_eos=True)), order=2.0))
     machine.step()
-    for n in range(prompts):
+    for n, order in enumerate(orders):
         machine.submit(replace(ask(f"prompt {n}", [n + 3] * 32, greedy(1)), order=order))
     said, taken = Said(), 0
-    while any(f"prompt {n}" not in said.done for n in range(prompts)):
+    while any(f"prompt {n}" not in said.done for n in range(len(orders))):
         said.hear(machine.step())
         taken += 1
     assert taken == steps
@@ -113,11 +115,17 @@ def test_outputs_hold_back_prompts_that_come_after_them_where_that_pays(
     prompts=st.lists(st.integers(2, 5000), min_size=1, max_size=9),
     held_to=st.integers(1, 500),
 )
-def test_few_outputs_that_last_hold_back_nobody(left: list[int], prompts: list[int], held_to: int) -> None:
-    held = pays(left, prompts, held_to)
+def test_few_outputs_that_last_hold_back_no_siblings(left: list[int], prompts: list[int], held_to: int) -> None:
+    siblings = [0] * len(prompts)
+    held = pays(left, prompts, siblings, held_to)
     assert held or len(left) < len(prompts)
     assert not held or len(left) >= len(prompts) or min(left) * held_to < sum(prompts)
-    assert held <= pays([*left, 1], prompts, held_to)
+    assert held <= pays([*left, 1], prompts, siblings, held_to)
+    assert pays(left, prompts, range(len(prompts)), held_to), "each goes before the next"
+
+
+def test_one_prompt_that_comes_last_does_not_make_siblings_wait() -> None:
+    assert not pays([60], [100] * 17, [0] * 16 + [1], 100)
 
 
 def test_a_step_computes_no_more_of_prompts_beside_outputs_than_those_who_wait_for_its_end_can_bear() -> None:
@@ -131,6 +139,18 @@ def test_a_step_computes_no_more_of_prompts_beside_outputs_than_those_who_wait_f
     assert machine.stats().computed_tokens == 24 + 1 + 8
     machine.step()
     assert machine.stats().computed_tokens == 33 + 1 + 4
+
+
+@pytest.mark.parametrize(("lengths", "computed"), [([6, 6, 6], 8), ([20, 6], 20), ([30, 6], 24), ([5], 5)])
+def test_several_prompts_share_a_short_step_where_nobody_draws_and_a_long_one_has_a_long_step(
+    lengths: list[int], computed: int
+) -> None:
+    machine = serve(HashModel(), pages=64, limits=BatchLimits(4, 24, joint_tokens=8))
+    for token, length in enumerate(lengths, 3):
+        machine.submit(ask(f"{token}", [token] * length, greedy(2, ignore_eos=True)))
+    machine.step()
+    assert machine.stats().computed_tokens == computed
+    assert sorted(drain(machine).done) == [f"{token}" for token, _ in enumerate(lengths, 3)]
 
 
 def test_of_many_prompts_to_compute_ahead_only_those_that_get_a_part_of_the_step_run() -> None:

@@ -2,9 +2,10 @@
 
 Law: a step takes `base + slope x sequences + prefill x prompt tokens computed`, or as long as measured steps of as many rows
 (tokens drawn and computed) did, and `kv x tokens read` on top; tokens that several sequences share are read once. Prompts are
-computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step beside the decoding, and what
-outputs of calls that go before them leave of `leading` where that pays (`engine/budget.py`); prefixes that nobody waits for
-only where there are no others, and as many tokens of them as outputs leave of a `TILE`.
+computed in the scheduler's order and then in that of arrival, at most `chunk` tokens a step beside the decoding, several
+prompts at most `joint` where nothing decodes, and what outputs of calls that go before them leave of `leading` where that pays
+(`engine/budget.py`); prefixes that nobody waits for only where there are no others, and as many tokens of them as outputs leave
+of a `TILE`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class EngineModel:
     tokens: int = 400_000
     sequences: int = 256
     leading: int | None = None
+    joint: int | None = None
     source: str = ""
     steps: tuple[tuple[int, float], ...] = ()
     buckets: tuple[int, ...] = ()
@@ -268,6 +270,8 @@ class Engine:
                 break
             if lead < request.order:
                 room, withheld = room - withheld, 0.0
+            if not self.decoding and not taken and self.model.joint is not None and not request.ahead:
+                room = min(room, max(self.model.joint, request.missing))
             if request in self.ahead:
                 if taken and not taken[0][0].ahead:
                     break
@@ -290,7 +294,7 @@ class Engine:
         left = [last - self.clock for last, _, request in self.decoding if request.order < first]
         prompts = [request.missing if request.admitted else request.prompt_tokens for request in behind]
         held_to = max(model.leading - len(self.decoding), 1)
-        return model.chunk - held_to if pays(left, prompts, held_to) else 0.0
+        return model.chunk - held_to if pays(left, prompts, [r.order for r in behind], held_to) else 0.0
 
     def _ended(self, now: float) -> None:
         steps = self._jump[0] if self._jump else 1
