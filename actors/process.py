@@ -7,6 +7,7 @@ would not help: wrong settings, a model that is refused.
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
@@ -68,6 +69,7 @@ async def attend(
 ) -> None:
     """Run `actor` until `stop`; tell the supervisor when it has begun, and its `health` meanwhile. Then let it `drain` for
     `grace` seconds, and end it."""
+    gc.freeze()  # what was loaded stays: collections look at what comes and goes, and take no 20 ms
     work = asyncio.ensure_future(actor)
     waiters = [asyncio.ensure_future(event.wait()) for event in (began, stop)]
     try:

@@ -8,7 +8,6 @@ and batches, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER and its _ARG.
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,7 +83,6 @@ def instruments(settings: Settings, process: str) -> Iterator[Instruments]:
         registry = None if settings.metrics is None else _serve(settings.metrics, ends)
         writer = _send(process, ends) if settings.traces else None
         sampler = _sampler() if settings.traces and settings.sampled else None
-        gc.freeze()  # what was loaded stays: collections look at what comes and goes
         yield Instruments(registry, writer, sampler)
 
 

@@ -5,6 +5,7 @@ Law: what there is so far is kept after every run, so that nothing is lost when 
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 import tempfile
@@ -239,6 +240,8 @@ async def bench(
     kept: Callable[[Bench], None] = lambda bench: None,
 ) -> Bench:
     """Everything, one engine after another. Experiments that need one of their own come last."""
+    gc.collect()
+    gc.freeze()  # torch is loaded here too: a collection that looks at it holds a client up for longer than a step
     with tempfile.TemporaryDirectory() as folder:
         async with cluster(Path(folder)) as made:
             found = Bench(made, engine, extent, kept)
