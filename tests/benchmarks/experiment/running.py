@@ -208,8 +208,11 @@ class Bench:
 
     async def _perform(self, experiment: Experiment, arm: Arm) -> list[Outcome]:
         await self._warm(arm)
+        loads = experiment.loads(self._words)
+        for load in loads:
+            load.application(floors.Recorder())  # its texts are made
         began = time.perf_counter()
-        outcomes = await perform(self._cluster, arm, experiment.loads(self._words))
+        outcomes = await perform(self._cluster, arm, loads)
         seconds = time.perf_counter() - began
         print(f"    {experiment.name}, {arm}: {experiment.measure(outcomes):.3f} s ({seconds:.1f})", flush=True)
         return outcomes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice, product
 from typing import Any
 
@@ -23,15 +23,20 @@ class Words:
 
     words: Sequence[str]
     seed: str = ""
+    _made: dict[tuple[str, int], str] = field(default_factory=dict, compare=False, repr=False)
 
     def seeded(self, seed: str) -> Words:
         """The same words for other texts."""
-        return Words(self.words, seed)
+        return replace(self, seed=seed)
 
     def text(self, name: str, tokens: int) -> str:
-        """A text of so many tokens, the same for the same name and seed."""
-        draw = random.Random(f"{self.seed} {name}")
-        return "".join(" " + draw.choice(self.words) for _ in range(tokens))
+        """A text of so many tokens, the same for the same name and seed. Made once: who has a document need not write it."""
+        key = (f"{self.seed} {name}", tokens)
+        made = self._made.get(key)
+        if made is None:
+            draw = random.Random(key[0])
+            made = self._made[key] = "".join(" " + draw.choice(self.words) for _ in range(tokens))
+        return made
 
 
 def made_vocabulary(size: int) -> list[str]:
