@@ -162,7 +162,7 @@ def test_a_step_of_measured_rows_is_padded_as_the_engine_pads_it_and_between_the
     assert model.buckets == BUCKETS
     assert dict(model.steps)[512] == model.step(512, 0.0) == model.step(25, 0.0, 430.5)
     longer = model.step(0, 0.0, 2000.0) - model.step(0, 0.0, 1500.0)  # too many for a bucket
-    assert longer == pytest.approx(500 * model.prompt, rel=0.01)
+    assert longer == pytest.approx(500 * model.prompt, rel=0.05)
     assert model.step(1, 1000.0) - model.alone == pytest.approx(1000 * model.kv)
     assert model.step(20_000, 0.0) > dict(model.steps)[16_384]
 
