@@ -168,19 +168,29 @@ class Engine:
     _jump: tuple[int, float] | None = None
     _prompts: list[tuple[Request, float]] = field(default_factory=list)
     _pending: set[int] = field(default_factory=set)
+    _handed: list[Request] = field(default_factory=list)
+    _begun: dict[int, float] = field(default_factory=dict)
+    """Tokens of prefixes that were being computed ahead when somebody came who needs them, and goes on with them."""
 
     def submit(self, request: Request, now: float) -> None:
-        """A call arrives. What of its prompt is computed ahead is waited for now."""
+        """A call arrives. What of its prompt is just being computed ahead it takes over."""
         if request.ahead:
             self.ahead.append(request)
         else:
             names = set(_names(request.boundaries[: request.prompt])) if self.ahead else set()
-            for early in [r for r in self.ahead if r.boundaries[-1].name in names or self._blocks(r, names)]:
-                self.ahead.remove(early)
-                early.order = request.order
-                insort(self.waiting, early, key=_order)
+            self._handed += [r for r in self.ahead if r.boundaries[-1].name in names or self._blocks(r, names)]
             insort(self.waiting, request, key=_order)
         self._interrupt(now)
+
+    def _hand_over(self) -> None:
+        """Who computes for nobody what somebody waits for gives way to them."""
+        handed, self._handed = self._handed, []
+        for early in handed:
+            if early in self.ahead:
+                self.ahead.remove(early)
+                if early.admitted:
+                    self._begun[early.boundaries[-1].name] = early.prompt_tokens - early.cached - early.missing
+                    self._release(early)
 
     def cancel(self, key: Any) -> None:
         """A call is stopped: it leaves at the next step."""
@@ -254,6 +264,7 @@ class Engine:
         return self._read + self._generated
 
     def _take_prompts(self) -> list[tuple[Request, float]]:
+        self._hand_over()
         room, taken = float(self.model.chunk), list[tuple[Request, float]]()
         lead = min((r.order for _, _, r in self.decoding), default=inf)
         withheld = self._withheld(lead)
@@ -265,7 +276,9 @@ class Engine:
                 if request.admitted:
                     self._release(request)
                 continue
-            if not request.admitted and (self._underway(request) or not self._admit(request)):
+            if not request.admitted and self._underway(request):
+                continue
+            if not request.admitted and not self._admit(request):
                 break
             if lead < request.order:
                 room, withheld = room - withheld, 0.0
@@ -357,7 +370,8 @@ class Engine:
         if pinned and pinned + need > self.model.tokens:
             return False
         request.cached = known if request.prompt_tokens > known else max(known - 1.0, 0.0)
-        request.missing = request.prompt_tokens - request.cached
+        begun = sum(self._begun.pop(boundary.name, 0.0) for boundary in request.boundaries[: request.prompt])
+        request.missing = max(request.prompt_tokens - request.cached - begun, 1.0)
         request.admitted = True
         if not request.ahead:
             self.cached_tokens += request.cached
