@@ -71,6 +71,18 @@ def _gpu() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
+def _avx512() -> str | None:
+    import torch
+
+    return None if torch.cpu._is_avx512_supported() else "this processor has no AVX-512"
+
+
+def _amx() -> str | None:
+    from myna.kernels.compiled import tiles
+
+    return None if tiles.available() else "this processor has no AMX"
+
+
 def _parrot() -> str | None:
     folder = os.environ.get("MYNA_PARROT")
     if not folder:
@@ -88,6 +100,8 @@ MISSING: dict[str, Callable[[], str | None]] = {
     "parrot": _parrot,
     "prometheus": lambda: _program("prometheus")() or _program("promtool")(),
     "gpu": _gpu,
+    "avx512": _avx512,
+    "amx": _amx,
 }
 """For each lane: why it can't run here, None if it can."""
 

@@ -23,10 +23,8 @@ SIZES = Sizes(hidden=64, inner=96, heads=6, kv_heads=2, head_dim=32, vocabulary=
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if elements_for(dtype) is not None]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.05}
 
-needs_machine = pytest.mark.skipif(not DTYPES, reason="needs AVX-512 or AMX")
 
-
-@needs_machine
+@pytest.mark.avx512
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("architecture", "changes"), [("llama", THREE), ("qwen2", LONE), ("qwen3", {})])
 @pytest.mark.parametrize(("rows", "shared"), [(1, 0), (5, 40), (21, 300)])
@@ -41,7 +39,7 @@ def test_the_compiled_step_gives_the_logits_and_the_keys_of_torch(
     assert max(_error(pool, other) for pool, other in zip(_pools(model), pools, strict=True)) < TOLERANCE[dtype]
 
 
-@needs_machine
+@pytest.mark.avx512
 def test_the_largest_logit_is_found_on_the_way() -> None:
     model = _model("llama", DTYPES[0])
     logits, greedy = _decoder(model).forward(_decoding(model, 20, 0))
@@ -50,7 +48,7 @@ def test_the_largest_logit_is_found_on_the_way() -> None:
     assert torch.equal(greedy[1], logits.argmax(dim=-1))
 
 
-@needs_machine
+@pytest.mark.avx512
 def test_a_vocabulary_that_fills_no_block_leaves_the_largest_logit_to_others() -> None:
     model = _model("llama", DTYPES[0], vocab_size=150)
     plan = _decoding(model, 3, 0)
@@ -60,7 +58,7 @@ def test_a_vocabulary_that_fills_no_block_leaves_the_largest_logit_to_others() -
     assert _error(logits, _without_shortcut(model, plan)[0]) < TOLERANCE[DTYPES[0]]
 
 
-@needs_machine
+@pytest.mark.avx512
 def test_what_is_no_number_in_one_row_shows_there_and_nowhere_else() -> None:
     model = _model("llama", DTYPES[0])
     plan = _decoding(model, 3, 0)
@@ -70,7 +68,7 @@ def test_what_is_no_number_in_one_row_shows_there_and_nowhere_else() -> None:
     assert greedy[0].isfinite().tolist() == [True, False, True]
 
 
-@needs_machine
+@pytest.mark.avx512
 def test_logits_come_in_the_order_that_was_asked_for() -> None:
     model = _model("llama", DTYPES[0])
     plan = _decoding(model, 20, 0)
@@ -79,7 +77,7 @@ def test_logits_come_in_the_order_that_was_asked_for() -> None:
     assert torch.equal(model.forward(some), whole[[17, 2]])
 
 
-@needs_machine
+@pytest.mark.avx512
 def test_only_steps_of_decoding_rows_in_whole_tiles_of_keys_are_taken() -> None:
     model = _model("llama", DTYPES[0])
     decoder = _decoder(model)
@@ -90,7 +88,7 @@ def test_only_steps_of_decoding_rows_in_whole_tiles_of_keys_are_taken() -> None:
     assert not decoder.takes(StepPlan([1], [0], [0], [Span((0,), 0, 1, [0], own=True)], [0]))
 
 
-@needs_machine
+@pytest.mark.avx512
 @pytest.mark.parametrize("architecture", ["mistral", "gemma", "granite", "gpt2"])
 def test_another_structure_keeps_its_own_way(architecture: str) -> None:
     assert admit(tiny_models.build(architecture), architecture).shortcut is None  # type: ignore[union-attr]

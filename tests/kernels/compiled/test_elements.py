@@ -10,8 +10,8 @@ from myna.kernels.compiled.emit import compiled
 from myna.kernels.compiled.lanes import LANES, load
 
 FORMATS = [
-    pytest.param(FLOAT, marks=pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="needs AVX-512")),
-    pytest.param(HALF, marks=pytest.mark.skipif(not tiles.available(), reason="needs AMX")),
+    pytest.param(FLOAT, marks=pytest.mark.avx512),
+    pytest.param(HALF, marks=pytest.mark.amx),
 ]
 
 
