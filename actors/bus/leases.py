@@ -14,8 +14,8 @@ import secrets
 from typing import Any
 
 from myna.actors import subjects
-from myna.actors.bus import LeaseLost, LeaseState, Unavailable
-from myna.actors.bus.jetstream import STREAM_NAME_IN_USE, WRONG_LAST_SEQUENCE, ApiError, JetStream, nanoseconds
+from myna.actors.bus import LeaseLost, LeaseState, Stored
+from myna.actors.bus.jetstream import STREAM_NAME_IN_USE, WRONG_LAST_SEQUENCE, ApiError, JetStream, Tries, nanoseconds
 from myna.actors.subjects import MESSAGE_ID, token
 
 _STREAM = f"KV_{subjects.LEASES}"
@@ -23,6 +23,8 @@ _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION = "KV-Operation"
 _TIMEOUT = 5.0
 _CREATE_TIMEOUT = 20.0
+_CATCH_UP = 1.0
+"""Seconds for a replica that is behind."""
 
 
 class Leases:
@@ -85,17 +87,22 @@ class Leases:
         except ApiError as error:
             if error.number != WRONG_LAST_SEQUENCE:
                 raise
-            last = await self._jetstream.get(_STREAM, _key(name), _TIMEOUT)
-            if last is not None and last.sequence <= expected:
-                raise Unavailable(
-                    f"lease {name} has changed, and a replica that is behind does not show how"
-                ) from error
+            last = await self._after(name, expected)
             ours = self._doubtful.pop(name, set())
             if last is None or last.headers.get(MESSAGE_ID) not in ours:
                 raise LeaseLost(f"lease {name} is not ours: it changed since revision {expected}") from error
             return last.sequence  # of a write whose acknowledgement was lost
         self._doubtful.pop(name, None)
         return receipt.sequence
+
+    async def _after(self, name: str, revision: int) -> Stored | None:
+        """What was written after `revision`. Raises `Unavailable` where no replica shows it soon."""
+        tries = Tries(self._jetstream.link, _CATCH_UP)
+        while True:
+            last = await self._jetstream.get(_STREAM, _key(name), _TIMEOUT)
+            if last is None or last.sequence > revision:
+                return last
+            await tries.again(f"lease {name}", "it has changed, and a replica that is behind does not show how")
 
     def _config(self, ttl: float) -> dict[str, Any]:
         return {

@@ -151,3 +151,17 @@ async def test_who_may_not_ask_the_leader_of_one_stream_asks_those_of_others(rea
     await scheduler.get(subjects.USAGE, subjects.usage(T, S, 0), fresh=True)  # nobody gave it a right to that
     await scheduler.get(subjects.VALUES, SUBJECT, fresh=True)
     assert losses.asked[-1] == LEADER
+
+
+async def test_a_lease_whose_renewal_was_stored_unseen_is_asked_for_until_a_replica_shows_it(nats: NatsNetwork) -> None:
+    bus = await nats.bus()
+    lease, replica = (f"{where}$KV.{subjects.LEASES}.it" for where in ("", f"{API}.DIRECT.GET.KV_{subjects.LEASES}."))
+    acquired = await bus.acquire("it", b"me", ttl=60.0)
+    before = await bus._link.ask(replica, b"", timeout=5.0)
+    losses = Losses(bus)
+    losses.lose(lease)
+    losses.lose(replica, 2, instead=before)
+    renewed = await bus.renew("it", b"me", acquired)
+    assert renewed > acquired
+    assert losses.asked.count(replica) == 3
+    assert await bus.renew("it", b"me", renewed) > renewed
